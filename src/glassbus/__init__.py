@@ -1,0 +1,1 @@
+"""Glassbus: a message bus you can see through."""

@@ -1,0 +1,47 @@
+"""Time as a port, so that tests own it."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Sleeper(Protocol):
+    """A thread that waits for time to pass or for work, and that a virtual clock must carry along."""
+
+    def quiesce(self) -> None:
+        """Block until the thread has done all the work it was given and waits."""
+
+    def poke(self) -> None:
+        """Tell the thread that time has moved."""
+
+
+class Clock(Protocol):
+    """Two times, in seconds, and the threads that wait on them.
+
+    `wall` can jump and is for what people mean (`delay`, `expires_in`, timestamps);
+    `monotonic` never goes back and is the same in every process of one boot.
+    """
+
+    def monotonic(self) -> float: ...
+    def wall(self) -> float: ...
+    def attach(self, sleeper: Sleeper, /) -> None: ...
+    def detach(self, sleeper: Sleeper, /) -> None: ...
+    def real(self, seconds: float, /) -> float | None:
+        """How long a thread may really sleep to pass `seconds`; None: until poked."""
+
+
+class SystemClock:
+    """The operating system's clocks."""
+
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)
+
+    def attach(self, sleeper: Sleeper, /) -> None:
+        """Real time needs nobody's help."""
+
+    def detach(self, sleeper: Sleeper, /) -> None:
+        """Real time needs nobody's help."""
+
+    def real(self, seconds: float, /) -> float | None:
+        return seconds

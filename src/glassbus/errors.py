@@ -1,0 +1,320 @@
+"""Everything that can go wrong, as types.
+
+GlassbusError
+├── ConfigurationError            a setting, URL or subscription that cannot work
+│   ├── InvalidPattern            a subscription's topic pattern is malformed
+│   ├── SubscriptionExists        the same subscription name twice on one bus
+│   └── UnknownSubscription       no subscription of that name
+├── PublishError
+│   ├── PublishRejected           certainly not stored; `reason` says why
+│   │   ├── InvalidMessage        the message itself is wrong
+│   │   │   ├── InvalidTopic
+│   │   │   ├── InvalidHeaders
+│   │   │   └── InvalidPayload
+│   │   ├── MessageConflict       this id was used for another body
+│   │   ├── QueueFull             no room, and waiting for it did not help
+│   │   ├── StorageFull           free disk space is below the reserve
+│   │   └── BusNotRunning         the bus is not started, or is stopping
+│   └── PublishUncertain          may be stored: publish again with the same id
+├── TransportError                the store or broker failed
+│   ├── StoreCorrupt
+│   ├── StoreLocked
+│   ├── StoreReadOnly
+│   └── StoreTooNew               written by a later version of Glassbus
+├── HandlingError                 why a delivery failed without the handler raising
+│   ├── HandlerTimedOut           also a TimeoutError
+│   ├── HandlerCancelled          a CancelledError that nobody here caused
+│   ├── HandlerAbandoned          it ran past `abandon_after`; its slot is lost
+│   ├── OwnerDied                 the process died while handling it
+│   └── PayloadUndecodable        the stored bytes do not fit the handler's type
+├── UnknownDeadLetter             no dead letter of that id
+└── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import socket
+import ssl
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class GlassbusError(Exception):
+    """Root of every exception that Glassbus raises on purpose."""
+
+
+class ConfigurationError(GlassbusError, ValueError):
+    """A setting, URL or subscription cannot work as given."""
+
+
+class InvalidPattern(ConfigurationError):
+    """A subscription's topic pattern is malformed."""
+
+
+class SubscriptionExists(ConfigurationError):
+    """A bus already has a subscription of this name."""
+
+
+class UnknownSubscription(ConfigurationError, LookupError):
+    """No subscription of this name is known."""
+
+
+class PublishError(GlassbusError):
+    """A publish did not succeed."""
+
+
+class PublishRejected(PublishError):
+    """The message is certainly not stored. `reason` is a short constant for programs."""
+
+    reason = "rejected"
+
+
+class InvalidMessage(PublishRejected, ValueError):
+    """The message itself is wrong; publishing it again cannot help."""
+
+    reason = "invalid"
+
+
+class InvalidTopic(InvalidMessage):
+    """The topic is not a dotted name of ASCII letters, digits, `-` and `_`."""
+
+    reason = "invalid_topic"
+
+
+class InvalidHeaders(InvalidMessage):
+    """A header, id, key or option cannot be carried."""
+
+    reason = "invalid_headers"
+
+
+class InvalidPayload(InvalidMessage):
+    """The payload cannot be encoded, or is too large or too deep."""
+
+    reason = "invalid_payload"
+
+
+class MessageConflict(PublishRejected):
+    """The id was published within the duplicate window with another body."""
+
+    reason = "conflict"
+
+    def __init__(self, message_id: str) -> None:
+        super().__init__(
+            f"message id {message_id!r} was already published with a different topic or body; "
+            "give each message its own id"
+        )
+        self.message_id = message_id
+
+
+class QueueFull(PublishRejected):
+    """A subscription's queue had no room within `publish_timeout`. Nothing was stored."""
+
+    reason = "queue_full"
+
+    def __init__(self, subscription: str, capacity: int, waited_s: float) -> None:
+        super().__init__(
+            f"queue of subscription {subscription!r} is full ({capacity} messages) after waiting {waited_s:.3g} s; "
+            "publish slower, raise its capacity, or give it more consumers"
+        )
+        self.subscription = subscription
+        self.capacity = capacity
+        self.waited_s = waited_s
+
+
+class StorageFull(PublishRejected):
+    """Free space is below the reserve that keeps acknowledgements possible."""
+
+    reason = "storage_full"
+
+
+class BusNotRunning(PublishRejected):
+    """The bus takes no messages now: it is not started, or it is stopping."""
+
+    reason = "not_running"
+
+
+class PublishUncertain(PublishError):
+    """The message may or may not be stored.
+
+    Publish it again **with the same id** (`message_id`): within the duplicate window a
+    second copy is recognised, so the retry is safe whichever way the first one went.
+    """
+
+    def __init__(self, message_id: str, cause: str) -> None:
+        super().__init__(
+            f"it is not known whether message {message_id!r} was stored ({cause}); "
+            f"publish it again with message_id={message_id!r}"
+        )
+        self.message_id = message_id
+
+
+class TransportError(GlassbusError):
+    """The store or broker failed."""
+
+
+class StoreCorrupt(TransportError):
+    """The database file is damaged or is not a Glassbus store."""
+
+
+class StoreLocked(TransportError):
+    """Another program holds the database for longer than the busy timeout."""
+
+
+class StoreReadOnly(TransportError):
+    """The database or its folder cannot be written."""
+
+
+class StoreTooNew(TransportError):
+    """The database was written by a later version of Glassbus."""
+
+
+class HandlingError(GlassbusError):
+    """Why a delivery failed although its handler raised nothing."""
+
+
+class HandlerTimedOut(HandlingError, TimeoutError):
+    """The handler ran longer than its timeout."""
+
+
+class HandlerCancelled(HandlingError):
+    """The handler ended with a CancelledError that the bus did not cause."""
+
+
+class HandlerAbandoned(HandlingError, TimeoutError):
+    """The handler ignored its timeout until `abandon_after`; its slot is lost until it returns."""
+
+
+class OwnerDied(HandlingError):
+    """The process that ran the handler died in every attempt."""
+
+
+class PayloadUndecodable(HandlingError):
+    """The stored bytes cannot be decoded to the type that the handler asks for."""
+
+
+class UnknownDeadLetter(GlassbusError, LookupError):
+    """No dead letter of this id."""
+
+
+class BreakerOpen(GlassbusError, RuntimeError):
+    """A circuit breaker refused the call; it was not made."""
+
+
+class ErrorCategory(StrEnum):
+    """What kind of failure it is; decides how it is recovered."""
+
+    CONNECTION_ERROR = "connection_error"
+    MESSAGE_PROCESSING_ERROR = "message_processing_error"
+    SERIALIZATION_ERROR = "serialization_error"
+    QUEUE_OVERFLOW = "queue_overflow"
+    TIMEOUT_ERROR = "timeout_error"
+    AUTHENTICATION_ERROR = "authentication_error"
+    RESOURCE_EXHAUSTION = "resource_exhaustion"
+    CONFIGURATION_ERROR = "configuration_error"
+
+
+class ErrorSeverity(StrEnum):
+    """How bad it is; decides who is told."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    CRITICAL = "critical"
+
+
+class ErrorReport(msgspec.Struct, kw_only=True):
+    """One failure, as bounded strings: never a frame, never a live exception.
+
+    `timestamp` is wall time in seconds. `message` is capped at 1 KiB and
+    `stack_trace` at 16 KiB. `fingerprint` is the same for the same failure site.
+    """
+
+    error_id: str
+    timestamp: float
+    category: ErrorCategory
+    severity: ErrorSeverity
+    message: str
+    exception_type: str = ""
+    stack_trace: str = ""
+    context: dict[str, Any] = msgspec.field(default_factory=dict)
+    recovery_attempted: bool = False
+    recovery_successful: bool = False
+    retry_count: int = 0
+    escalated: bool = False
+    fingerprint: str = ""
+    component: str = "handler"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON-ready values."""
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+Classification = tuple[ErrorCategory, ErrorSeverity]
+Rule = Callable[[BaseException], Classification | None]
+
+_C, _S = ErrorCategory, ErrorSeverity
+
+# Looked up along the exception type's MRO, so the nearest ancestor wins.
+_BY_TYPE: dict[type[BaseException], Classification] = {
+    ConnectionError: (_C.CONNECTION_ERROR, _S.HIGH),
+    socket.gaierror: (_C.CONNECTION_ERROR, _S.HIGH),
+    ssl.SSLError: (_C.CONNECTION_ERROR, _S.HIGH),
+    ssl.SSLCertVerificationError: (_C.AUTHENTICATION_ERROR, _S.HIGH),
+    TransportError: (_C.CONNECTION_ERROR, _S.HIGH),
+    TimeoutError: (_C.TIMEOUT_ERROR, _S.HIGH),
+    HandlerAbandoned: (_C.TIMEOUT_ERROR, _S.CRITICAL),
+    PermissionError: (_C.AUTHENTICATION_ERROR, _S.HIGH),
+    MemoryError: (_C.RESOURCE_EXHAUSTION, _S.CRITICAL),
+    RecursionError: (_C.RESOURCE_EXHAUSTION, _S.HIGH),
+    StorageFull: (_C.RESOURCE_EXHAUSTION, _S.CRITICAL),
+    QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
+    asyncio.QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
+    pickle.PickleError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    UnicodeError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    msgspec.MsgspecError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    PayloadUndecodable: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    InvalidPayload: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    ConfigurationError: (_C.CONFIGURATION_ERROR, _S.HIGH),
+    ImportError: (_C.CONFIGURATION_ERROR, _S.HIGH),
+    OwnerDied: (_C.MESSAGE_PROCESSING_ERROR, _S.CRITICAL),
+    ValueError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
+    TypeError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
+    LookupError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
+    ArithmeticError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
+    AssertionError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
+    SystemExit: (_C.MESSAGE_PROCESSING_ERROR, _S.HIGH),
+}
+_UNKNOWN: Classification = (_C.MESSAGE_PROCESSING_ERROR, _S.LOW)
+
+#: Every (category, severity) pair that the built-in rules can yield.
+CLASSIFICATIONS: frozenset[Classification] = frozenset(_BY_TYPE.values()) | {_UNKNOWN}
+
+
+def _by_type(kind: type[BaseException]) -> Classification | None:
+    for ancestor in kind.__mro__:
+        found = _BY_TYPE.get(ancestor)
+        if found is not None:
+            return found
+    if kind.__module__ == "json.decoder":
+        return _C.SERIALIZATION_ERROR, _S.MEDIUM
+    return None
+
+
+def classify(error: BaseException) -> Classification:
+    """Category and severity of `error`, by its type, else by the types of what caused it."""
+    seen = 0
+    cause: BaseException | None = error
+    while cause is not None and seen < 8:
+        if type(cause).__module__ == "json.decoder":
+            return _C.SERIALIZATION_ERROR, _S.MEDIUM
+        found = _by_type(type(cause))
+        if found is not None:
+            return found
+        cause, seen = cause.__cause__, seen + 1
+    return _UNKNOWN

@@ -1,0 +1,370 @@
+"""Everything that the core says happened: one closed union, past tense.
+
+Observers read these; tracing, metrics, logs and the journal are projections of
+them. A new fact is added here first, and the type checker then names every
+projection that does not handle it (`assert_never`).
+
+A fact is stated after the store has taken what it tells, and never under a lock.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import msgspec
+
+from glassbus.errors import ErrorCategory, ErrorReport
+from glassbus.message import Envelope, Level
+
+
+class Delivery(msgspec.Struct, eq=False):
+    """One message on its way through one subscription: the unit of work.
+
+    `attempt` is the run it is claimed for, from 1. `destination` is the bounded
+    label of its topic. `first_failed_at` and `recovering` (category and action of
+    the recovery under way) travel with it through the store. `redelivered` says
+    why the transport gave it again. `handle` belongs to the transport.
+    """
+
+    envelope: Envelope
+    subscription: str
+    destination: str
+    attempt: int = 0
+    handle: Any = None
+    redelivered: Literal["", "owner_died", "lease_expired"] = ""
+    first_failed_at: float = 0.0
+    recovering: tuple[str, str] | None = None
+    replays: int = 0
+    started_at: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.envelope.id!r} -> {self.subscription!r}, attempt={self.attempt})"
+
+
+Work = Delivery
+
+#: The delivery whose handler runs in this context, if any.
+current_delivery: ContextVar[Delivery | None] = ContextVar("glassbus_delivery", default=None)
+
+
+class _Fact(msgspec.Struct, frozen=True, kw_only=True):
+    """`at` is wall time in seconds."""
+
+    at: float
+
+
+# Publishing
+
+
+class MessagePublished(_Fact, frozen=True, kw_only=True):
+    """Accepted by the store. `duration_s` is the whole publish."""
+
+    envelope: Envelope
+    destination: str
+    level: Level
+    subscriptions: tuple[str, ...]
+    duration_s: float
+
+
+class MessageUnrouted(_Fact, frozen=True, kw_only=True):
+    """Accepted, but no subscription wants it: it went nowhere."""
+
+    envelope: Envelope
+    destination: str
+    duration_s: float
+
+
+class DuplicateRecognised(_Fact, frozen=True, kw_only=True):
+    """This id had been accepted before; nothing was stored."""
+
+    envelope: Envelope
+    destination: str
+    duration_s: float
+
+
+class PublishRefused(_Fact, frozen=True, kw_only=True):
+    """Certainly not stored. `topic` is as given, capped."""
+
+    topic: str
+    destination: str
+    message_id: str
+    reason: str
+    error: str
+    duration_s: float
+
+
+class PublishLeftUncertain(_Fact, frozen=True, kw_only=True):
+    """May be stored; the publisher was told to retry with the same id."""
+
+    envelope: Envelope
+    destination: str
+    error: str
+    duration_s: float
+
+
+class BackpressureApplied(_Fact, frozen=True, kw_only=True):
+    """A publisher was made to wait for room in `subscription`."""
+
+    subscription: str
+    waited_s: float
+    admitted: bool
+
+
+class OverflowHandled(_Fact, frozen=True, kw_only=True):
+    """A rung of the overflow ladder acted on `subscription`."""
+
+    subscription: str
+    action: Literal["dead_letter", "refuse"]
+
+
+# Attempts
+
+
+class DeliveryHandled(_Fact, frozen=True, kw_only=True):
+    """The handler returned and the store recorded it. `late`: after its timeout."""
+
+    delivery: Delivery
+    duration_s: float
+    late: bool = False
+
+
+class DeliveryRedelivered(_Fact, frozen=True, kw_only=True):
+    """The transport gave a delivery again because its last owner did not end it."""
+
+    delivery: Delivery
+    reason: str
+
+
+class AttemptFailed(_Fact, frozen=True, kw_only=True):
+    """One run of the handler failed. Stated once the decision about it is stored."""
+
+    delivery: Delivery
+    report: ErrorReport
+    duration_s: float
+
+
+class AttemptOverdue(_Fact, frozen=True, kw_only=True):
+    """The handler passed its timeout and cannot be stopped; it keeps its slot."""
+
+    delivery: Delivery
+    timeout_s: float
+
+
+class AttemptAbandoned(_Fact, frozen=True, kw_only=True):
+    """The handler passed `abandon_after`; the delivery is dead-lettered and the slot lost."""
+
+    delivery: Delivery
+    ran_s: float
+
+
+class SlotRegained(_Fact, frozen=True, kw_only=True):
+    """An abandoned handler returned after all; its slot works again. Its result is not used."""
+
+    delivery: Delivery
+    ran_s: float
+
+
+class RetryScheduled(_Fact, frozen=True, kw_only=True):
+    """Another attempt will be made in `delay_s`. `postponed`: the retry budget was spent."""
+
+    delivery: Delivery
+    report: ErrorReport
+    action: Literal["immediate_retry", "delayed_retry"]
+    delay_s: float
+    next_attempt: int
+    postponed: bool = False
+    handling_s: float = 0.0
+
+
+class RecoveryEnded(_Fact, frozen=True, kw_only=True):
+    """The attempt that a recovery led to has ended. `duration_s` is from the first failure."""
+
+    delivery: Delivery
+    category: ErrorCategory
+    action: str
+    outcome: Literal["succeeded", "failed"]
+    duration_s: float
+
+
+class DeliveryDeadLettered(_Fact, frozen=True, kw_only=True):
+    """At rest in the dead-letter queue with its report."""
+
+    delivery: Delivery
+    report: ErrorReport
+    reason: Literal["attempts_spent", "not_retryable", "abandoned", "owner_died", "overflow"]
+    handling_s: float = 0.0
+
+
+class DeliveryExpired(_Fact, frozen=True, kw_only=True):
+    """Not handled before `expires_in` had passed."""
+
+    delivery: Delivery
+
+
+class DeliveryDiscarded(_Fact, frozen=True, kw_only=True):
+    """Removed unhandled. `reason`: stopped, forgotten or dead_letter."""
+
+    delivery: Delivery
+    reason: Literal["stopped", "forgotten", "dead_letter"]
+
+
+class DeliveryGivenBack(_Fact, frozen=True, kw_only=True):
+    """Returned to the queue uncharged, because we ourselves stopped its attempt."""
+
+    delivery: Delivery
+    reason: Literal["stopping", "breaker_open"]
+
+
+class SettlementRefused(_Fact, frozen=True, kw_only=True):
+    """The store did not take a settlement: the lease had passed to another owner."""
+
+    delivery: Delivery
+    wanted: str
+
+
+# Breakers and subscriptions
+
+
+class BreakerStateChanged(_Fact, frozen=True, kw_only=True):
+    """A breaker moved. `causes` are the deliveries whose failures counted, newest last."""
+
+    breaker: str
+    kind: Literal["subscription", "component", "endpoint"]
+    subscription: str
+    from_state: str
+    to_state: str
+    reason: str
+    causes: tuple[Delivery, ...] = ()
+
+
+class SubscriptionDeclared(_Fact, frozen=True, kw_only=True):
+    """The store collects messages for `subscription` from now on."""
+
+    subscription: str
+    pattern: str
+
+
+class SubscriptionPaused(_Fact, frozen=True, kw_only=True):
+    subscription: str
+
+
+class SubscriptionResumed(_Fact, frozen=True, kw_only=True):
+    subscription: str
+
+
+class SubscriptionForgotten(_Fact, frozen=True, kw_only=True):
+    """Gone from the store; `discarded` deliveries went with it."""
+
+    subscription: str
+    discarded: int
+
+
+# Dead letters
+
+
+class DeadLetterReplayed(_Fact, frozen=True, kw_only=True):
+    """Back in the queue of its subscription, attempts at 0. `delivery.replays` counts it."""
+
+    delivery: Delivery
+    report: ErrorReport
+
+
+class DeadLetterDiscarded(_Fact, frozen=True, kw_only=True):
+    delivery: Delivery
+    report: ErrorReport
+
+
+# Store, ledger, bus
+
+
+class TransportFailed(_Fact, frozen=True, kw_only=True):
+    """An operation of the store failed. `uncertain`: it may have taken effect."""
+
+    operation: str
+    error: str
+    category: ErrorCategory
+    uncertain: bool
+
+
+class TransportRecovered(_Fact, frozen=True, kw_only=True):
+    """The store works again, `after_s` after its first failure."""
+
+    after_s: float
+
+
+class OwnerLost(_Fact, frozen=True, kw_only=True):
+    """Another process died, or lost its lease, while it held `deliveries`."""
+
+    owner: str
+    deliveries: int
+    reason: Literal["owner_died", "lease_expired"]
+
+
+class LedgerUnbalanced(_Fact, frozen=True, kw_only=True):
+    """`unaccounted` messages of `subscription` are nowhere, or in two places. Never expected."""
+
+    subscription: str
+    unaccounted: int
+
+
+class BusStarted(_Fact, frozen=True, kw_only=True):
+    bus: str
+    transport: str
+
+
+class BusStopped(_Fact, frozen=True, kw_only=True):
+    """`given_back` deliveries are for the next start; `discarded` went with the memory."""
+
+    bus: str
+    given_back: int
+    discarded: int
+    within_deadline: bool
+
+
+class ObserverFailed(_Fact, frozen=True, kw_only=True):
+    """An observer raised. Nothing else was affected. Not shown to the one that raised."""
+
+    observer: str
+    during: str
+    error: str
+
+
+Fact = (
+    MessagePublished
+    | MessageUnrouted
+    | DuplicateRecognised
+    | PublishRefused
+    | PublishLeftUncertain
+    | BackpressureApplied
+    | OverflowHandled
+    | DeliveryHandled
+    | DeliveryRedelivered
+    | AttemptFailed
+    | AttemptOverdue
+    | AttemptAbandoned
+    | SlotRegained
+    | RetryScheduled
+    | RecoveryEnded
+    | DeliveryDeadLettered
+    | DeliveryExpired
+    | DeliveryDiscarded
+    | DeliveryGivenBack
+    | SettlementRefused
+    | BreakerStateChanged
+    | SubscriptionDeclared
+    | SubscriptionPaused
+    | SubscriptionResumed
+    | SubscriptionForgotten
+    | DeadLetterReplayed
+    | DeadLetterDiscarded
+    | TransportFailed
+    | TransportRecovered
+    | OwnerLost
+    | LedgerUnbalanced
+    | BusStarted
+    | BusStopped
+    | ObserverFailed
+)
+
+FactType = type[Fact]

@@ -1,0 +1,165 @@
+"""The seam: observers see what happened and can never change it.
+
+Everything outside the core (logs, journal, traces, metrics) hangs on here.
+The hub guards every call: an observer that raises is counted and reported to
+the others, and the outcome of the work is the same as if it were not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Protocol, get_args
+
+from glassbus.facts import Fact, FactType, ObserverFailed, Work
+
+ALL_FACTS: frozenset[FactType] = frozenset(get_args(Fact))
+
+#: What `scope` returns when there is nothing to wrap; the hub then skips it at no cost.
+NO_SCOPE: AbstractContextManager[None] = nullcontext()
+
+
+class Observer(Protocol):
+    """Sees what happened; can never change it.
+
+    Called on the thread where it happened: on the bus's loop, or for `scope` on
+    the thread that runs a plain handler. Must not block. What it raises is
+    counted in `observer_failures_total` and goes no further.
+
+    An observer may carry an attribute `interests`, a set of fact types; without
+    it, it is shown every one.
+    """
+
+    def on_fact(self, fact: Fact, /) -> None: ...
+
+    def scope(self, work: Work, /) -> AbstractContextManager[None]:
+        """Entered and left around the handler, in the handler's own context."""
+        return NO_SCOPE
+
+
+class Propagator(Protocol):
+    """Carries the trace context in message headers."""
+
+    def inject(self, headers: dict[str, str], /) -> None: ...
+
+
+def safe_text(error: BaseException, cap: int = 1024) -> str:
+    """`str(error)`, capped, for any exception however hostile. Never raises."""
+    try:
+        text = str(error)
+    except BaseException as raised:
+        return f"<{type(error).__name__} whose __str__ raised {type(raised).__name__}>"
+    text = text.encode("utf-8", "replace").decode() if not text.isascii() else text
+    return text if len(text) <= cap else text[: cap - 1] + "…"
+
+
+def _has_scope(observer: Observer) -> bool:
+    return getattr(type(observer), "scope", Observer.scope) is not Observer.scope
+
+
+class Hub:
+    """Shows facts to observers, guarded."""
+
+    def __init__(self, wall: Callable[[], float], observers: Iterable[Observer] = ()) -> None:
+        self._wall = wall
+        self._observers: tuple[Observer, ...] = ()
+        self._by_type: dict[FactType, tuple[Observer, ...]] = {}
+        self._scoping: tuple[Observer, ...] = ()
+        #: Raised calls for each observer, by its name.
+        self.failures: dict[str, int] = {}
+        for observer in observers:
+            self.add(observer)
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        return self._observers
+
+    @property
+    def scopes(self) -> bool:
+        """Whether any observer wraps handlers."""
+        return bool(self._scoping)
+
+    def add(self, observer: Observer) -> None:
+        self._set((*self._observers, observer))
+
+    def remove(self, observer: Observer) -> None:
+        self._set(tuple(o for o in self._observers if o is not observer))
+
+    def _set(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+        self._by_type = {
+            kind: tuple(o for o in observers if kind in (getattr(o, "interests", None) or ALL_FACTS))
+            for kind in ALL_FACTS
+        }
+        self._scoping = tuple(o for o in observers if _has_scope(o))
+
+    def wants(self, kind: FactType) -> bool:
+        """Whether anyone would see a fact of this type; if not, do not build it."""
+        return bool(self._by_type[kind])
+
+    def state(self, fact: Fact) -> None:
+        """Show `fact` to everyone who asked for its type. Never raises."""
+        for observer in self._by_type[type(fact)]:
+            try:
+                observer.on_fact(fact)
+            except BaseException as error:
+                self._failed(observer, type(fact).__name__, error)
+
+    def scope(self, work: Work) -> AbstractContextManager[None]:
+        """One context manager around the handler for all observers. Never raises, never swallows."""
+        entered: list[tuple[Observer, AbstractContextManager[None]]] = []
+        for observer in self._scoping:
+            try:
+                manager = observer.scope(work)
+            except BaseException as error:
+                self._failed(observer, "scope", error)
+            else:
+                if manager is not NO_SCOPE:
+                    entered.append((observer, manager))
+        return _Guarded(self, entered) if entered else NO_SCOPE
+
+    def _failed(self, observer: Observer, during: str, error: BaseException) -> None:
+        name = type(observer).__name__
+        self.failures[name] = self.failures.get(name, 0) + 1
+        fact = ObserverFailed(
+            at=self._wall(), observer=name, during=during, error=f"{type(error).__name__}: {safe_text(error)}"
+        )
+        for other in self._by_type[ObserverFailed]:
+            if other is observer:
+                continue
+            try:
+                other.on_fact(fact)
+            except BaseException:
+                # Counted, not stated again: two failing observers must not call each other for ever.
+                self.failures[type(other).__name__] = self.failures.get(type(other).__name__, 0) + 1
+
+
+class _Guarded:
+    """Enters and leaves the scopes of several observers; what they raise or answer changes nothing."""
+
+    __slots__ = ("_entered", "_hub", "_managers")
+
+    def __init__(self, hub: Hub, managers: list[tuple[Observer, AbstractContextManager[None]]]) -> None:
+        self._hub = hub
+        self._managers = managers
+        self._entered: list[tuple[Observer, AbstractContextManager[None]]] = []
+
+    def __enter__(self) -> None:
+        for observer, manager in self._managers:
+            try:
+                manager.__enter__()
+            except BaseException as error:
+                self._hub._failed(observer, "scope", error)
+            else:
+                self._entered.append((observer, manager))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for observer, manager in reversed(self._entered):
+            try:
+                manager.__exit__(kind, error, trace)
+            except BaseException as raised:
+                if raised is not error:
+                    self._hub._failed(observer, "scope", raised)

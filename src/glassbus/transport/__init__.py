@@ -1,0 +1,206 @@
+"""The transport port: what keeps messages, and exactly what it promises.
+
+A transport stores deliveries and hands them out. It decides nothing about
+failures: the worker does, and tells it where each delivery goes next. The same
+contract suite (`tests/contract/`) runs on every one; ADR 0004 maps each
+operation onto SQLite, JetStream and RabbitMQ.
+
+All methods belong to the bus's event loop unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from glassbus.errors import ErrorReport
+from glassbus.facts import Delivery, Fact
+from glassbus.message import Envelope, Level
+from glassbus.policy.delivery import Decision
+from glassbus.policy.ledger import Audit, Ledger
+
+
+class Features(msgspec.Struct, frozen=True):
+    """What differs between transports, as data for the contract suite and for users."""
+
+    durable: bool
+    multi_process: bool
+    level: Level
+    order_with_key: bool = True
+    priorities: bool = True
+    delay: bool = True
+    duplicates: bool = True
+    reports_full: bool = True
+
+
+class SubscriptionSpec(msgspec.Struct, frozen=True):
+    """A subscription as it is stored. `capacity` bounds its pending deliveries."""
+
+    name: str
+    pattern: str
+    capacity: int
+    strict_key: bool = False
+
+
+Forced = Literal["", "forced_open", "disabled"]
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """What operators stored about a subscription; it holds for every process.
+
+    While `paused`, or `forced` is "forced_open", claims of it wait.
+    """
+
+    paused: bool = False
+    forced: Forced = ""
+
+    @property
+    def held(self) -> bool:
+        return self.paused or self.forced == "forced_open"
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """The outcome of one publish: the queues it went to, or that the id was known."""
+
+    subscriptions: tuple[str, ...]
+    duplicate: bool = False
+
+
+class QueueState(msgspec.Struct, frozen=True):
+    """A subscription at this moment. `oldest_at` is wall seconds, 0.0 when nothing waits."""
+
+    spec: SubscriptionSpec
+    hold: Hold
+    consumers: int
+    oldest_at: float = 0.0
+    dead_letter_oldest_at: float = 0.0
+
+
+class DeadLetterRecord(msgspec.Struct, frozen=True):
+    """A delivery at rest in the dead-letter queue. `id` is unique in its store."""
+
+    id: str
+    envelope: Envelope
+    subscription: str
+    destination: str
+    attempts: int
+    report: ErrorReport
+    reason: str
+    died_at: float
+    first_failed_at: float = 0.0
+    replays: int = 0
+
+
+class DeadLetterFilter(msgspec.Struct, frozen=True):
+    """Which dead letters; None means any. Times are wall seconds. Newest first, `before` pages on."""
+
+    subscription: str | None = None
+    topic: str | None = None
+    message_id: str | None = None
+    category: str | None = None
+    exception_type: str | None = None
+    fingerprint: str | None = None
+    since: float | None = None
+    until: float | None = None
+    before: str | None = None
+
+
+#: Told once, on the loop, whether the store took a settlement. False: the lease had
+#: passed to another owner, so the decision is void.
+Recorded = Callable[[Delivery, Decision, bool], None]
+
+
+class Listener(Protocol):
+    """What a transport tells the bus. Called on the loop; never raises."""
+
+    def state(self, fact: Fact, /) -> None: ...
+    def held(self, subscription: str, hold: Hold, /) -> None:
+        """The stored hold of a subscription changed, here or in another process."""
+
+    def broken(self, error: BaseException, /) -> None:
+        """The store cannot go on (corrupt, or gone): the bus must stop."""
+
+
+class Transport(Protocol):
+    """Keeps messages. Every method that stores is atomic: all of it, or none."""
+
+    features: Features
+    #: Name and place without credentials, for logs and errors.
+    address: str
+
+    async def open(self, listener: Listener, /) -> None:
+        """Make ready, creating or migrating the store and restoring what an earlier run left.
+
+        Raises StoreCorrupt, StoreLocked, StoreReadOnly, StoreTooNew or TransportError.
+        """
+
+    async def close(self, deadline_s: float, /) -> tuple[int, int]:
+        """Record settlements handed over, release what is held, and let go of the store.
+
+        Returns (given back, discarded): deliveries kept for the next start, and those
+        that went with the memory (each stated as DeliveryDiscarded). Idempotent.
+        """
+
+    async def declare(self, spec: SubscriptionSpec, /, *, consume: bool) -> Hold:
+        """Create or update a subscription; it collects messages from now on. Idempotent.
+
+        `consume`: this process takes deliveries of it from now on, until `close`.
+        Returns the stored hold.
+        """
+
+    async def forget(self, name: str, /) -> int:
+        """Remove a subscription and discard all it holds; how many. Raises UnknownSubscription."""
+
+    async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
+        """Store each message for every subscription that wants it: the whole batch, or nothing.
+
+        On return the batch is stored at `features.level`. A full queue makes it wait up
+        to `wait_s`. Raises PublishRejected (QueueFull, StorageFull, MessageConflict):
+        certainly not stored; PublishUncertain: may be stored. When cancelled, the outcome
+        is uncertain too, and the ids are remembered.
+        """
+
+    async def claim(self, name: str, /) -> Delivery:
+        """Wait for the next delivery of `name` and take it, its attempt counted and stored.
+
+        Order: due first attempts by priority turn, then by acceptance; one at a time for a
+        key. When cancelled nothing is claimed, or what was is given back uncharged.
+        """
+
+    def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
+        """Hand over where `delivery` goes next. Does not block and does not raise.
+
+        The transport keeps it through transient failures until it is stored, then calls
+        `recorded` once on the loop (perhaps before this returns).
+        """
+
+    async def flush(self) -> None:
+        """Return when every settlement handed over so far has been recorded."""
+
+    async def set_hold(self, name: str, hold: Hold, /) -> None:
+        """Store `hold` for every process. Raises UnknownSubscription."""
+
+    def ledger(self) -> Ledger:
+        """The counts as stored. One short read; may be called on any thread."""
+
+    def queues(self) -> dict[str, QueueState]:
+        """Every stored subscription. One short read; may be called on any thread."""
+
+    async def audit(self) -> Audit:
+        """Recount everything against the ledger. Reads all of the store."""
+
+    async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]: ...
+
+    async def replay(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
+        """Move dead letters back to ready with attempts 0 and replays + 1.
+
+        Returns those moved. Raises UnknownDeadLetter, moving none, when one is unknown.
+        """
+
+    async def discard(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
+        """Remove dead letters for good. Returns them. Raises UnknownDeadLetter, removing none."""
+
+    async def probe(self) -> float:
+        """A round trip to the store; seconds. Raises TransportError."""
