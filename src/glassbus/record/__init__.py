@@ -1,0 +1,1 @@
+"""What the bus remembers: counts, reports, and the story of each message."""

@@ -1,0 +1,1 @@
+"""Shows what happened: traces and metrics as two projections of the facts."""
