@@ -1,0 +1,1 @@
+"""`make bench`: this bus against its floors and its peers, interleaved in one process run."""

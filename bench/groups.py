@@ -1,0 +1,43 @@
+"""Every group and its rows, in the order of the table."""
+
+from __future__ import annotations
+
+from bench import bus, durable, failing, peers, startup
+from bench.rows import Group, Row
+
+GROUPS = (
+    Group(
+        "memory",
+        "In memory: publish to handled",
+        "msg/s",
+        "asyncio.Queue + worker",
+        (Row("asyncio.Queue + worker", peers.raw_queue, "put, one worker task"), *bus.MEMORY, *peers.MEMORY),
+        ("CPU us/msg",),
+    ),
+    Group(
+        "latency",
+        "One in flight: publish to handler",
+        "us p50",
+        "asyncio.Queue + worker",
+        (Row("asyncio.Queue + worker", peers.raw_queue_latency), *bus.LATENCY),
+        ("p99", "p99.9"),
+    ),
+    Group("overhead", "Handler of 100 us", "CPU us/msg", "the handler alone", bus.OVERHEAD, ("wall us/msg",)),
+    Group(
+        "errors",
+        "One failed attempt, known site",
+        "us p50",
+        failing.FLOOR.name,
+        (failing.FLOOR, *bus.ERRORS, *failing.PEERS),
+        ("p99", "mean by difference", "CPU by difference"),
+    ),
+    Group(
+        "durable",
+        "Durable: publish, handle, acknowledge",
+        "per s",
+        durable.FLOOR.name,
+        (durable.FLOOR, *bus.DURABLE, *durable.PEERS),
+        ("CPU us/msg", "publish p50 ms", "publish p99 ms"),
+    ),
+    Group("startup", "Start of an interpreter", "ms", startup.BARE, startup.ROWS, ("RSS MB",)),
+)
