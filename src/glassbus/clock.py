@@ -7,7 +7,11 @@ from typing import Protocol
 
 
 class Sleeper(Protocol):
-    """A thread that waits for time to pass or for work, and that a virtual clock must carry along."""
+    """A thread that waits for time to pass or for work, and that a virtual clock must carry along.
+
+    It may also have `due() -> float | None`: the monotonic time at which it next wants to
+    be poked, None while it waits for work alone. Without it, virtual time passes in small steps.
+    """
 
     def quiesce(self) -> None:
         """Block until the thread has done all the work it was given and waits."""

@@ -1,0 +1,231 @@
+"""An asyncio loop in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import selectors
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar, TypeVarTuple
+
+from glassbus.testing.sleepers import Sleepers
+
+Result = TypeVar("Result")
+_Args = TypeVarTuple("_Args")
+
+# Real seconds to wait for a thread before the test is called stuck.
+_THREAD_PATIENCE_S = 30.0
+# Real seconds to wait for a thread that nobody announced, before a deadlock is called one.
+_DEADLOCK_GRACE_S = 0.2
+# A loop that runs this often without time moving will never end.
+_TURNS_MAX = 1_000_000
+# Virtual seconds that may pass without a single callback while a sleeper gives no due time.
+_SILENCE_MAX_S = 3600.0
+
+
+class VirtualTimeStuckError(RuntimeError):
+    """Virtual time cannot go on: a deadlock, a task that spins, or a thread that does not end."""
+
+
+class _Selector(selectors.DefaultSelector):
+    """Where an event loop would sleep, this asks the loop to move time instead."""
+
+    loop: VirtualTimeLoop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0)
+        self.loop.take_turn()
+        if events or (timeout is not None and timeout <= 0):
+            return events
+        return self.loop.pass_time()
+
+    def poll(self, real_s: float) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(real_s)
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """An asyncio loop in virtual time: when nothing is ready it moves to the next timer at once.
+
+    Before time moves, every attached `Sleeper` has done its work (`quiesce`), and every
+    function given to `run_in_executor` has returned or waits in `VirtualClock.sleep`
+    or `Gate.wait`; so what threads do happens at the virtual time they were asked.
+    Raises VirtualTimeStuckError when nothing can ever happen again, naming the tasks that
+    wait. Real sockets are not waited for.
+
+    With a `seed`, tasks that are ready together run in an order drawn from it. Plain
+    callbacks keep their order, which asyncio promises.
+    """
+
+    def __init__(self, *, seed: int | None = None, start: float = 1000.0) -> None:
+        self._now = start
+        self._random = None if seed is None else random.Random(seed)  # noqa: S311 - a schedule, not a secret
+        self.sleepers = Sleepers()
+        self._turns = 0
+        self._silent_since = start
+        self._threads = threading.Lock()
+        self._busy = 0
+        self._asleep: list[tuple[float, int, Wait]] = []
+        self._order = itertools.count()
+        self._job = threading.local()
+        self._poll = _Selector()
+        self._poll.loop = self
+        super().__init__(self._poll)
+        self.set_default_executor(ThreadPoolExecutor(max_workers=16, thread_name_prefix="virtual"))
+
+    def time(self) -> float:
+        return self._now
+
+    # Moving time
+
+    def take_turn(self) -> None:
+        """Called once a turn of the loop: count it, and shuffle what is ready."""
+        self._turns += 1
+        if self._turns > _TURNS_MAX:
+            raise VirtualTimeStuckError(
+                f"{_TURNS_MAX:,} turns of the loop without time moving: a task spins. {self._pending()}"
+            )
+        ready: Any = self._ready  # type: ignore[attr-defined]
+        if ready:
+            self._silent_since = self._now
+        if self._random is not None and len(ready) > 1:
+            places = [
+                i for i, h in enumerate(ready) if isinstance(getattr(h._callback, "__self__", None), asyncio.Task)
+            ]
+            tasks = [ready[i] for i in places]
+            self._random.shuffle(tasks)
+            for place, task in zip(places, tasks, strict=True):
+                ready[place] = task
+
+    def pass_time(self) -> list[tuple[selectors.SelectorKey, int]]:
+        """Nothing is ready: let threads finish, then move to the next moment at which something is due."""
+        self.sleepers.quiesce()
+        events = self._poll.poll(0)
+        ready: Any = self._ready  # type: ignore[attr-defined]
+        if events or ready:
+            return events
+        if self._busy:
+            events = self._poll.poll(_THREAD_PATIENCE_S)
+            if not events:
+                raise VirtualTimeStuckError(
+                    f"{self._busy} functions on threads did not return within {_THREAD_PATIENCE_S:g} real seconds; "
+                    "wait in VirtualClock.sleep or Gate.wait, which let virtual time move"
+                )
+            return events
+        moment = self._next_moment()
+        if moment is None:
+            events = self._poll.poll(_DEADLOCK_GRACE_S)
+            if not events:
+                raise VirtualTimeStuckError(f"deadlock: nothing is ready and no timer is set. {self._pending()}")
+            return events
+        if moment > self._now:
+            self._now = moment
+            self._turns = 0
+        self._wake_threads()
+        self.sleepers.poke()
+        return self._poll.poll(0)
+
+    def _next_moment(self) -> float | None:
+        timers: Any = self._scheduled  # type: ignore[attr-defined]
+        moments = [timers[0]._when] if timers else []
+        with self._threads:
+            moments += [at for at, _, _ in self._asleep[:1]]
+        due = self.sleepers.due(self._now)
+        # Stepping for the sake of a silent sleeper must end some time.
+        if due is not None and (moments or not self.sleepers.silent or self._now - self._silent_since < _SILENCE_MAX_S):
+            moments.append(due)
+        return max(self._now, min(moments)) if moments else None
+
+    def _pending(self) -> str:
+        lines = [f"{task.get_name()} waits at {_where(task)}" for task in asyncio.all_tasks(self)]
+        return "Pending tasks: " + ("; ".join(sorted(lines)) or "none")
+
+    # Threads
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*_Args], Result], *args: *_Args
+    ) -> asyncio.Future[Result]:
+        """As in asyncio; virtual time stands still until `func` returns or waits in virtual time."""
+
+        def job() -> Result:
+            self._job.counted = True
+            try:
+                return func(*args)
+            finally:
+                self._job.counted = False
+
+        self._count(1)
+        pool: Executor = executor or self._default_executor  # type: ignore[attr-defined]
+        try:
+            running: Future[Result] = pool.submit(job)
+        except BaseException:
+            self._count(-1)
+            raise
+        result = asyncio.wrap_future(running, loop=self)
+        # Added after wrap_future's own callback, so the result is on its way before the count falls.
+        running.add_done_callback(lambda _: self._count(-1))
+        return result
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's name
+        self._count(1)
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._threads:
+            self._busy += change
+        if change < 0 and not self.is_closed():
+            self.call_soon_threadsafe(_nothing)
+
+    def wait_in_thread(self, wait: Wait, until: float | None) -> None:
+        """Block the calling thread in `wait`, letting time move meanwhile."""
+        wait.counted = getattr(self._job, "counted", False)
+        with self._threads:
+            if until is not None:
+                heapq.heappush(self._asleep, (until, next(self._order), wait))
+            if wait.counted:
+                self._busy -= 1
+        self.call_soon_threadsafe(_nothing)
+        wait.event.wait()
+
+    def release(self, wait: Wait) -> None:
+        """Let a thread that is blocked in `wait` go on, and time stand still for it again."""
+        with self._threads:
+            if wait.counted:
+                self._busy += 1
+        wait.event.set()
+
+    def _wake_threads(self) -> None:
+        while True:
+            with self._threads:
+                if not self._asleep or self._asleep[0][0] > self._now:
+                    return
+                _, _, wait = heapq.heappop(self._asleep)
+            self.release(wait)
+
+
+class Wait:
+    """One thread that waits in virtual time."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.counted = False
+
+
+def _nothing() -> None:
+    """Only wakes the loop."""
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """The innermost place where `task` waits."""
+    awaited: Any = task.get_coro()
+    frame = None
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None) or frame
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})" if frame else "an unknown place"

@@ -1,0 +1,82 @@
+"""A record of the facts that a bus states, and assertions on it."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from glassbus.facts import Fact, FactType
+from glassbus.observer import Observer
+
+SomeFact = TypeVar("SomeFact", bound=Fact)
+
+
+class RecordingObserver(Observer):
+    """Keeps every fact it is shown, in order. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._facts: list[Fact] = []
+
+    def on_fact(self, fact: Fact, /) -> None:
+        with self._lock:
+            self._facts.append(fact)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        with self._lock:
+            return tuple(self._facts)
+
+    def of(self, kind: type[SomeFact]) -> list[SomeFact]:
+        """The facts of one type."""
+        return [fact for fact in self.facts if isinstance(fact, kind)]
+
+    def names(self) -> list[str]:
+        """The names of the facts' types, in order."""
+        return [type(fact).__name__ for fact in self.facts]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._facts.clear()
+
+
+class _Observable(Protocol):
+    """A bus or a hub."""
+
+    def add(self, observer: Observer, /) -> None: ...
+    def remove(self, observer: Observer, /) -> None: ...
+
+
+@contextmanager
+def expect_facts(
+    source: RecordingObserver | _Observable, *kinds: FactType, exactly: bool = False
+) -> Iterator[RecordingObserver]:
+    """Assert that the block makes `source` state facts of these types. Yields what is stated meanwhile.
+
+    A type named twice must be stated at least twice. `exactly`: these, in this order, and
+    no others. What the block raises goes through unchanged.
+    """
+    seen = RecordingObserver()
+    if isinstance(source, RecordingObserver):
+        before = len(source.facts)
+        yield seen
+        for fact in source.facts[before:]:
+            seen.on_fact(fact)
+    else:
+        source.add(seen)
+        try:
+            yield seen
+        finally:
+            source.remove(seen)
+    stated = seen.names()
+    wanted = [kind.__name__ for kind in kinds]
+    listing = "\n  ".join(stated) or "(nothing)"
+    if exactly and stated != wanted:
+        raise AssertionError(f"expected exactly {', '.join(wanted) or 'nothing'}; stated were:\n  {listing}")
+    missing = Counter(wanted) - Counter(stated)
+    if missing:
+        short = ", ".join(f"{name} x{n}" if n > 1 else name for name, n in missing.items())
+        raise AssertionError(f"not stated: {short}; stated were:\n  {listing}")
