@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from glassbus.policy.ledger import Ledger
-from glassbus.record.tally import PublishTally, Tally
+from glassbus.policy.retry import Retry
+from glassbus.record.tally import Buckets, PublishTally, Tally
 from glassbus.transport import QueueState
 
 
@@ -39,6 +40,12 @@ class SubscriberView(Protocol):
     def timeout_s(self) -> float:
         """The timeout in force; 0.0 for none."""
 
+    @property
+    def retry(self) -> Retry: ...
+    @property
+    def handling(self) -> Mapping[str, Buckets]:
+        """Seconds spent on handling failures, by error category. Live: copied before it is read."""
+
 
 class BreakerView(Protocol):
     """A circuit breaker, as it is now. The three counts only grow."""
@@ -56,9 +63,9 @@ class BreakerView(Protocol):
     @property
     def state(self) -> str: ...
     @property
-    def succeeded(self) -> int: ...
+    def succeeded_count(self) -> int: ...
     @property
-    def failed(self) -> int: ...
+    def failed_count(self) -> int: ...
     @property
     def refused(self) -> int:
         """Calls not made because it was open."""
