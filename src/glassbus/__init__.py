@@ -1,1 +1,112 @@
-"""Glassbus: a message bus you can see through."""
+"""Glassbus: a message bus you can see through.
+
+Every error, every recovery attempt and every breaker transition is a fact that
+logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
+"""
+
+from glassbus.bus import Drained, MessageBus, default_observers
+from glassbus.config import KillSwitch
+from glassbus.deadletters import DeadLetter
+from glassbus.errors import (
+    BreakerOpen,
+    BusNotRunning,
+    ConfigurationError,
+    ErrorCategory,
+    ErrorReport,
+    ErrorSeverity,
+    GlassbusError,
+    HandlerAbandoned,
+    HandlerCancelled,
+    HandlerTimedOut,
+    HandlingError,
+    InvalidHeaders,
+    InvalidMessage,
+    InvalidPattern,
+    InvalidPayload,
+    InvalidTopic,
+    MessageConflict,
+    OwnerDied,
+    PayloadUndecodable,
+    PublishError,
+    PublishRejected,
+    PublishUncertain,
+    QueueFull,
+    StorageFull,
+    StoreCorrupt,
+    StoreLocked,
+    StoreReadOnly,
+    StoreTooNew,
+    SubscriptionExists,
+    TransportError,
+    UnknownDeadLetter,
+    UnknownSubscription,
+)
+from glassbus.facts import Delivery, Fact
+from glassbus.message import Level, Message, Outgoing, Priority, Receipt
+from glassbus.observer import Observer, Propagator
+from glassbus.policy.breaker import BreakerState
+from glassbus.policy.ledger import Account, Audit, Ledger
+from glassbus.policy.retry import Retry
+from glassbus.record.logs import LoggingObserver
+from glassbus.recovery.health import Health, HealthStatus
+
+default_observers.append(lambda _bus: LoggingObserver())
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Account",
+    "Audit",
+    "BreakerOpen",
+    "BreakerState",
+    "BusNotRunning",
+    "ConfigurationError",
+    "DeadLetter",
+    "Delivery",
+    "Drained",
+    "ErrorCategory",
+    "ErrorReport",
+    "ErrorSeverity",
+    "Fact",
+    "GlassbusError",
+    "HandlerAbandoned",
+    "HandlerCancelled",
+    "HandlerTimedOut",
+    "HandlingError",
+    "Health",
+    "HealthStatus",
+    "InvalidHeaders",
+    "InvalidMessage",
+    "InvalidPattern",
+    "InvalidPayload",
+    "InvalidTopic",
+    "KillSwitch",
+    "Ledger",
+    "Level",
+    "LoggingObserver",
+    "Message",
+    "MessageBus",
+    "MessageConflict",
+    "Observer",
+    "Outgoing",
+    "OwnerDied",
+    "PayloadUndecodable",
+    "Priority",
+    "Propagator",
+    "PublishError",
+    "PublishRejected",
+    "PublishUncertain",
+    "QueueFull",
+    "Receipt",
+    "Retry",
+    "StorageFull",
+    "StoreCorrupt",
+    "StoreLocked",
+    "StoreReadOnly",
+    "StoreTooNew",
+    "SubscriptionExists",
+    "TransportError",
+    "UnknownDeadLetter",
+    "UnknownSubscription",
+    "__version__",
+]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import msgspec
 
-from glassbus.errors import InvalidPayload, PayloadUndecodable
+from glassbus.errors import InvalidPayload, PayloadUndecodable, safe_text
 
 #: Nesting that a payload may have; deeper ones are refused before they can exhaust a stack.
 DEPTH_MAX = 64
@@ -24,104 +25,97 @@ class Codec(Protocol):
         """Bytes of `payload`. Raises InvalidPayload with the reason."""
 
     def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
-        """A function from bytes to `kind`. It raises PayloadUndecodable."""
+        """A function from bytes to `kind`, which raises PayloadUndecodable.
+
+        Raises TypeError when nothing could be decoded to `kind`.
+        """
+
+
+class JsonCodec:
+    """JSON, the default: readable in every tool, and strict (no NaN, no infinity, bounded nesting).
+
+    Takes what msgspec takes (dicts, lists, dataclasses, `msgspec.Struct`, dates, …) and pydantic models.
+    """
+
+    name = "json"
+    content_type = "application/json"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.json.Encoder(enc_hook=_plain).encode
+
+    def encode(self, payload: Any, /) -> bytes:
+        try:
+            body = self._encode(payload)
+        except RecursionError:
+            raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels, or contains itself") from None
+        except Exception as error:  # a model's own code runs here, so any type can come
+            raise InvalidPayload(f"payload cannot be encoded as JSON: {safe_text(error)}") from None
+        # Fewer brackets than this cannot nest too deep, and count() is far cheaper than a look.
+        if body.count(b"[") + body.count(b"{") > DEPTH_MAX and _too_deep(body):
+            raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels")
+        # A non-finite float is written as null, so only a body with a null can hide one.
+        if b"null" in body:
+            found = _find_nonfinite(msgspec.to_builtins(payload, enc_hook=_plain))
+            if found:
+                raise InvalidPayload(
+                    f"{found} is NaN or infinite, which JSON cannot carry; send null or a string instead"
+                )
+        return body
+
+    def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
+        # A pydantic model decodes itself; everything else is msgspec's.
+        decode = getattr(kind, "model_validate_json", None) or msgspec.json.Decoder(kind).decode
+
+        def decode_or_refuse(body: bytes) -> Any:
+            try:
+                return decode(body)
+            except Exception as error:  # a model's own validators run here, so any type can come
+                raise PayloadUndecodable(f"payload is not JSON of {_shown(kind)}: {safe_text(error)}") from error
+
+        return decode_or_refuse
+
+
+def _plain(value: Any) -> Any:
+    """A pydantic model as plain values."""
+    dump = getattr(type(value), "model_dump", None)
+    if dump is None:
+        raise NotImplementedError(f"objects of type {type(value).__name__} are not supported")
+    return dump(value)
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACES_TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _too_deep(body: bytes) -> bool:
+    """Whether JSON text nests deeper than DEPTH_MAX. Strings, which may hold brackets, do not count."""
+    brackets = _STRING.sub(b"", body).translate(_BRACES_TO_BRACKETS, _NOT_BRACKETS)
+    for _ in range(DEPTH_MAX):
+        if not brackets:
+            return False
+        brackets = brackets.replace(b"[]", b"")  # takes away the innermost level
+    return bool(brackets)
 
 
 def _find_nonfinite(value: Any, path: str = "payload") -> str | None:
     """Path of the first NaN or infinity in JSON-like `value`."""
     if isinstance(value, float):
         return None if math.isfinite(value) else path
+    items: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
-        for key, item in value.items():
-            found = _find_nonfinite(item, f"{path}[{key!r}]")
-            if found:
-                return found
+        items = value.items()
     elif isinstance(value, list | tuple | set | frozenset):
-        for index, item in enumerate(value):
-            found = _find_nonfinite(item, f"{path}[{index}]")
-            if found:
-                return found
+        items = enumerate(value)
+    for key, item in items:
+        found = _find_nonfinite(item, f"{path}[{key!r}]")
+        if found:
+            return found
     return None
 
 
-def _depth(body: bytes) -> int:
-    """Deepest nesting of brackets in JSON text, an upper bound (brackets in strings count too)."""
-    depth = deepest = 0
-    for byte in body:
-        if byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
-
-
-def _value_depth(value: Any) -> int:
-    if isinstance(value, dict):
-        return 1 + max((_value_depth(item) for item in value.values()), default=0)
-    if isinstance(value, list | tuple | set | frozenset):
-        return 1 + max((_value_depth(item) for item in value), default=0)
-    return 0
-
-
-class JsonCodec:
-    """JSON, the default: readable in every tool, and strict (no NaN, 64-bit integers)."""
-
-    name = "json"
-    content_type = "application/json"
-
-    def __init__(self) -> None:
-        self._encode = msgspec.json.Encoder().encode
-
-    def encode(self, payload: Any, /) -> bytes:
-        try:
-            body = self._encode(payload)
-        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            raise InvalidPayload(f"payload cannot be encoded as JSON: {error}") from None
-        except RecursionError:
-            raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels, or contains itself") from None
-        # A non-finite float is written as null, so only a body with a null can hide one.
-        if b"null" in body:
-            self._refuse_nonfinite(payload)
-        # Fewer than 2 x DEPTH_MAX brackets cannot nest deeper; count() is far cheaper than a walk.
-        if body.count(b"[") + body.count(b"{") > DEPTH_MAX and _depth(body) > DEPTH_MAX:
-            depth = _value_depth(msgspec.json.decode(body))
-            if depth > DEPTH_MAX:
-                raise InvalidPayload(f"payload is nested {depth} levels deep; at most {DEPTH_MAX} are allowed")
-        return body
-
-    def _refuse_nonfinite(self, payload: Any) -> None:
-        found = _find_nonfinite(msgspec.to_builtins(payload))
-        if found:
-            raise InvalidPayload(f"{found} is NaN or infinite, which JSON cannot carry; send null or a string instead")
-
-    def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
-        return _guarded(_json_decode(kind), self.name, kind)
-
-
-def _json_decode(kind: Any) -> Callable[[bytes], Any]:
-    return msgspec.json.Decoder(_native(kind)).decode if _native(kind) is kind else _pydantic(kind)
-
-
-def _native(kind: Any) -> Any:
-    """`kind` where msgspec can decode it itself; None for a pydantic model."""
-    return None if hasattr(kind, "model_validate_json") else kind
-
-
-def _pydantic(kind: Any) -> Callable[[bytes], Any]:
-    validate: Callable[[bytes], Any] = kind.model_validate_json
-    return validate
-
-
-def _guarded(decode: Callable[[bytes], Any], codec: str, kind: Any) -> Callable[[bytes], Any]:
-    def guarded(body: bytes) -> Any:
-        try:
-            return decode(body)
-        except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
-            wanted = getattr(kind, "__name__", None) or str(kind)
-            raise PayloadUndecodable(f"payload is not {codec} of {wanted}: {error}") from error
-
-    return guarded
+def _shown(kind: Any) -> str:
+    return getattr(kind, "__name__", None) or str(kind)
 
 
 class RawCodec:
@@ -136,11 +130,13 @@ class RawCodec:
         return bytes(payload)
 
     def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
-        return _as_is
+        if kind in (Any, object, bytes):
+            return bytes
 
+        def refuse(body: bytes) -> Any:
+            raise PayloadUndecodable(f"payload is raw bytes, and the handler asks for {_shown(kind)}")
 
-def _as_is(body: bytes) -> Any:
-    return body
+        return refuse
 
 
 JSON = JsonCodec()

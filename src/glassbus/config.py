@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
@@ -14,26 +15,27 @@ SCHEMES = ("memory", "sqlite")
 
 
 class Address:
-    """A transport URL. `str` and `repr` show everything but its credentials."""
+    """A transport URL. `str` and `repr` show everything but its credentials and options.
+
+    Raises ConfigurationError, which shows no more of a malformed URL than its scheme:
+    nobody can tell which part of it is the password.
+    """
 
     __slots__ = ("_secret", "host", "options", "path", "port", "scheme")
 
     def __init__(self, url: str) -> None:
-        if not isinstance(url, str) or "://" not in url:
-            raise ConfigurationError(
-                f"transport URL {redact(str(url))!r} has no scheme; write memory:// or sqlite:///path/to/file.db"
-            )
-        try:
-            parts = urlsplit(url)
-            self.port = parts.port
-        except ValueError as error:
-            raise ConfigurationError(f"transport URL {redact(url)!r} is malformed: {redact(str(error))}") from None
-        self.scheme = parts.scheme
-        if self.scheme not in SCHEMES:
-            raise ConfigurationError(
-                f"unknown transport {self.scheme!r} in {redact(url)!r}; known are "
-                + ", ".join(f"{s}://" for s in SCHEMES)
-            )
+        scheme, separator, _ = url.partition("://") if isinstance(url, str) else ("", "", "")
+        if not separator or not _SCHEME.fullmatch(scheme):
+            raise ConfigurationError("a transport URL has no scheme; write memory:// or sqlite:///path/to/file.db")
+        scheme = scheme.lower()
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{s}://" for s in SCHEMES)
+            raise ConfigurationError(f"unknown transport {scheme}://; known are {known}")
+        parts = _split(url)
+        if parts is None:
+            raise ConfigurationError(f"the {scheme}:// URL is malformed; percent-encode what is special in a password")
+        self.scheme = scheme
+        self.port = parts.port
         self.host = parts.hostname or ""
         self.path = unquote(parts.path)
         self.options = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -45,14 +47,26 @@ class Address:
         return self._secret
 
     def __str__(self) -> str:
-        host = f"{self.host}:{self.port}" if self.port else self.host
-        return f"{self.scheme}://{host}{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}" if self.port else f"{self.scheme}://{host}{self.path}"
 
     def __repr__(self) -> str:
         return f"Address({str(self)!r})"
 
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+def _split(url: str) -> SplitResult | None:
+    """The parts of `url`, or None: what urllib says about a malformed URL quotes it, so it goes no further."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises when it is no number
+    except ValueError:
+        return None
+    return parts
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,31}")
+# Greedy, because a password may hold '@' or '/' that somebody forgot to encode.
+_USERINFO = re.compile(r"(?<=://)\S*@")
 
 
 def redact(text: str) -> str:
@@ -62,10 +76,8 @@ def redact(text: str) -> str:
 
 def addresses(url: str | Iterable[str]) -> list[Address]:
     """The failover set that `url` names: one URL, several joined by commas, or a list."""
-    if isinstance(url, str):
-        urls = [part.strip() for part in url.split(",")]
-    else:
-        urls = list(url)
+    # A comma joins URLs only before a scheme: passwords and file names have commas too.
+    urls = re.split(r",\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)", url.strip()) if isinstance(url, str) else list(url)
     if not urls or urls == [""]:
         raise ConfigurationError("no transport URL given")
     return [Address(one) for one in urls]
@@ -87,9 +99,15 @@ class KillSwitch(msgspec.Struct, frozen=True):
     enabled: bool = True
 
     def __post_init__(self) -> None:
-        if self.window <= 0 or self.minimum < 1 or not 0 < self.ratio <= 1 or self.open_for < 0 or self.probes < 1:
+        if not (
+            0 < self.window < math.inf
+            and self.minimum >= 1
+            and 0 < self.ratio <= 1
+            and 0 <= self.open_for < math.inf
+            and self.probes >= 1
+        ):
             raise ConfigurationError(
-                "KillSwitch needs window > 0, minimum >= 1, 0 < ratio <= 1, open_for >= 0 and probes >= 1"
+                "KillSwitch needs window > 0, minimum >= 1, 0 < ratio <= 1, open_for >= 0 and probes >= 1, all finite"
             )
 
 
@@ -103,9 +121,9 @@ class Settings(msgspec.Struct, frozen=True):
     spill_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", self.name):
             raise ConfigurationError(f"bus name {self.name!r} must be 1 to 64 letters, digits, '-', '_' or '.'")
-        if self.publish_timeout < 0:
-            raise ConfigurationError(f"publish_timeout must be 0 or more, not {self.publish_timeout}")
+        if not 0 <= self.publish_timeout < math.inf:
+            raise ConfigurationError(f"publish_timeout must be 0 or more and finite, not {self.publish_timeout}")
         if self.payload_bytes_max < 1 or self.capacity < 1:
             raise ConfigurationError("payload_bytes_max and capacity must be at least 1")

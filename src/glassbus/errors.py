@@ -34,7 +34,6 @@ GlassbusError
 from __future__ import annotations
 
 import asyncio
-import pickle
 import socket
 import ssl
 from collections.abc import Callable
@@ -275,7 +274,6 @@ _BY_TYPE: dict[type[BaseException], Classification] = {
     StorageFull: (_C.RESOURCE_EXHAUSTION, _S.CRITICAL),
     QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
     asyncio.QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
-    pickle.PickleError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
     UnicodeError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
     msgspec.MsgspecError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
     PayloadUndecodable: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
@@ -296,25 +294,49 @@ _UNKNOWN: Classification = (_C.MESSAGE_PROCESSING_ERROR, _S.LOW)
 CLASSIFICATIONS: frozenset[Classification] = frozenset(_BY_TYPE.values()) | {_UNKNOWN}
 
 
+# By the module that defines the type, where importing it for its type alone would be a pity.
+_BY_MODULE: dict[str, Classification] = {
+    "json.decoder": (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+    "_pickle": (_C.SERIALIZATION_ERROR, _S.MEDIUM),
+}
+
+
 def _by_type(kind: type[BaseException]) -> Classification | None:
     for ancestor in kind.__mro__:
-        found = _BY_TYPE.get(ancestor)
+        found = _BY_TYPE.get(ancestor) or _BY_MODULE.get(ancestor.__module__)
         if found is not None:
             return found
-    if kind.__module__ == "json.decoder":
-        return _C.SERIALIZATION_ERROR, _S.MEDIUM
     return None
 
 
 def classify(error: BaseException) -> Classification:
-    """Category and severity of `error`, by its type, else by the types of what caused it."""
-    seen = 0
-    cause: BaseException | None = error
-    while cause is not None and seen < 8:
-        if type(cause).__module__ == "json.decoder":
-            return _C.SERIALIZATION_ERROR, _S.MEDIUM
-        found = _by_type(type(cause))
-        if found is not None:
-            return found
-        cause, seen = cause.__cause__, seen + 1
-    return _UNKNOWN
+    """Category and severity of `error`, by its type, else by the types of what caused it.
+
+    A group that nothing else is known about is as its most severe member.
+    """
+    return _classify(error, 8) or _UNKNOWN
+
+
+def _classify(error: BaseException, depth: int) -> Classification | None:
+    found = _by_type(type(error))
+    if found is not None or depth == 0:
+        return found
+    if isinstance(error, BaseExceptionGroup):
+        members = [_classify(member, depth - 1) for member in error.exceptions]
+        return max((m for m in members if m), key=lambda m: _SEVERITY_ORDER[m[1]], default=None)
+    cause = error.__cause__
+    return None if cause is None else _classify(cause, depth - 1)
+
+
+_SEVERITY_ORDER: dict[ErrorSeverity, int] = {severity: order for order, severity in enumerate(ErrorSeverity)}
+
+
+def safe_text(error: BaseException, cap: int = 1024) -> str:
+    """`str(error)`, capped, for any exception however hostile. Never raises."""
+    try:
+        # str.__str__: the answer may be of a subclass with methods of its own.
+        text = str.__str__(str(error))[: cap + 1]
+        text = text.encode("utf-8", "replace").decode()
+    except BaseException as raised:
+        return f"<{type(error).__name__} whose __str__ raised {type(raised).__name__}>"
+    return text if len(text) <= cap else text[: cap - 1] + "…"

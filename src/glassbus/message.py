@@ -22,12 +22,13 @@ RESERVED_HEADERS = ("glassbus-", "nats-", "x-death")
 #: First tokens that brokers and the bus keep for themselves.
 RESERVED_TOPICS = frozenset({"glassbus", "amq", "_INBOX"})
 
-_TOKEN = r"[A-Za-z0-9_\-]+"
-_TOPIC = re.compile(rf"{_TOKEN}(?:\.{_TOKEN})*")
-_PATTERN = re.compile(rf"(?:{_TOKEN}|\*)(?:\.(?:{_TOKEN}|\*))*(?:\.>)?|>")
+_PART = r"[A-Za-z0-9_\-]+"
+_TOPIC = re.compile(rf"{_PART}(?:\.{_PART})*")
+_PATTERN = re.compile(rf"(?:{_PART}|\*)(?:\.(?:{_PART}|\*))*(?:\.>)?|>")
 _TEXT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,128}")
-_HEADER_VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
+# No control characters, and no lone surrogates: those are no text in any encoding.
+_HEADER_VALUE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]*")
 
 
 class Priority(IntEnum):
@@ -162,7 +163,7 @@ def check_headers(headers: object) -> dict[str, str]:
             raise InvalidHeaders(f"header {name!r} is reserved for the bus and its transports")
         if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
             raise InvalidHeaders(f"value of header {name!r} must be a str without control characters")
-        size += len(name) + len(value)
+        size += len(name) + (len(value) if value.isascii() else len(value.encode()))
     if size > HEADERS_BYTES_MAX:
-        raise InvalidHeaders(f"headers take {size} characters; at most {HEADERS_BYTES_MAX} are allowed")
+        raise InvalidHeaders(f"headers take {size} bytes; at most {HEADERS_BYTES_MAX} are allowed")
     return dict(headers)

@@ -7,11 +7,13 @@ the others, and the outcome of the work is the same as if it were not there.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Protocol, get_args
+from typing import Protocol, get_args, runtime_checkable
 
+from glassbus.errors import safe_text as safe_text  # it was born here, and is needed below
 from glassbus.facts import Fact, FactType, ObserverFailed, Work
 
 ALL_FACTS: frozenset[FactType] = frozenset(get_args(Fact))
@@ -27,8 +29,8 @@ class Observer(Protocol):
     the thread that runs a plain handler. Must not block. What it raises is
     counted in `observer_failures_total` and goes no further.
 
-    An observer may carry an attribute `interests`, a set of fact types; without
-    it, it is shown every one.
+    An observer may carry an attribute `interests`, a set of fact types, read once
+    when it is added; without it, it is shown every one.
     """
 
     def on_fact(self, fact: Fact, /) -> None: ...
@@ -38,20 +40,11 @@ class Observer(Protocol):
         return NO_SCOPE
 
 
+@runtime_checkable
 class Propagator(Protocol):
     """Carries the trace context in message headers."""
 
     def inject(self, headers: dict[str, str], /) -> None: ...
-
-
-def safe_text(error: BaseException, cap: int = 1024) -> str:
-    """`str(error)`, capped, for any exception however hostile. Never raises."""
-    try:
-        text = str(error)
-    except BaseException as raised:
-        return f"<{type(error).__name__} whose __str__ raised {type(raised).__name__}>"
-    text = text.encode("utf-8", "replace").decode() if not text.isascii() else text
-    return text if len(text) <= cap else text[: cap - 1] + "…"
 
 
 def _has_scope(observer: Observer) -> bool:
@@ -63,6 +56,8 @@ class Hub:
 
     def __init__(self, wall: Callable[[], float], observers: Iterable[Observer] = ()) -> None:
         self._wall = wall
+        self._counting = threading.Lock()
+        self._interests: dict[int, frozenset[FactType]] = {}
         self._observers: tuple[Observer, ...] = ()
         self._by_type: dict[FactType, tuple[Observer, ...]] = {}
         self._scoping: tuple[Observer, ...] = ()
@@ -81,17 +76,17 @@ class Hub:
         return bool(self._scoping)
 
     def add(self, observer: Observer) -> None:
+        interests = getattr(observer, "interests", None)
+        self._interests[id(observer)] = ALL_FACTS if interests is None else frozenset(interests)
         self._set((*self._observers, observer))
 
     def remove(self, observer: Observer) -> None:
+        self._interests.pop(id(observer), None)
         self._set(tuple(o for o in self._observers if o is not observer))
 
     def _set(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
-        self._by_type = {
-            kind: tuple(o for o in observers if kind in (getattr(o, "interests", None) or ALL_FACTS))
-            for kind in ALL_FACTS
-        }
+        self._by_type = {kind: tuple(o for o in observers if kind in self._interests[id(o)]) for kind in ALL_FACTS}
         self._scoping = tuple(o for o in observers if _has_scope(o))
 
     def wants(self, kind: FactType) -> bool:
@@ -101,10 +96,7 @@ class Hub:
     def state(self, fact: Fact) -> None:
         """Show `fact` to everyone who asked for its type. Never raises."""
         for observer in self._by_type[type(fact)]:
-            try:
-                observer.on_fact(fact)
-            except BaseException as error:
-                self._failed(observer, type(fact).__name__, error)
+            self.show(observer, fact)
 
     def scope(self, work: Work) -> AbstractContextManager[None]:
         """One context manager around the handler for all observers. Never raises, never swallows."""
@@ -113,26 +105,37 @@ class Hub:
             try:
                 manager = observer.scope(work)
             except BaseException as error:
-                self._failed(observer, "scope", error)
+                self.failed(observer, "scope", error)
             else:
                 if manager is not NO_SCOPE:
                     entered.append((observer, manager))
         return _Guarded(self, entered) if entered else NO_SCOPE
 
-    def _failed(self, observer: Observer, during: str, error: BaseException) -> None:
-        name = type(observer).__name__
-        self.failures[name] = self.failures.get(name, 0) + 1
+    def show(self, observer: Observer, fact: Fact) -> None:
+        """Show `fact` to one observer. Never raises."""
+        try:
+            observer.on_fact(fact)
+        except BaseException as error:
+            self.failed(observer, type(fact).__name__, error)
+
+    def failed(self, observer: object, during: str, error: BaseException) -> None:
+        """Count that `observer` raised, and tell the others. Never raises."""
+        name = self._count_failure(observer)
         fact = ObserverFailed(
             at=self._wall(), observer=name, during=during, error=f"{type(error).__name__}: {safe_text(error)}"
         )
-        for other in self._by_type[ObserverFailed]:
-            if other is observer:
-                continue
+        for other in [o for o in self._by_type[ObserverFailed] if o is not observer]:
             try:
                 other.on_fact(fact)
             except BaseException:
                 # Counted, not stated again: two failing observers must not call each other for ever.
-                self.failures[type(other).__name__] = self.failures.get(type(other).__name__, 0) + 1
+                self._count_failure(other)
+
+    def _count_failure(self, observer: object) -> str:
+        name = type(observer).__name__
+        with self._counting:  # a plain handler's scope fails on its own thread
+            self.failures[name] = self.failures.get(name, 0) + 1
+        return name
 
 
 class _Guarded:
@@ -150,7 +153,7 @@ class _Guarded:
             try:
                 manager.__enter__()
             except BaseException as error:
-                self._hub._failed(observer, "scope", error)
+                self._hub.failed(observer, "scope", error)
             else:
                 self._entered.append((observer, manager))
 
@@ -162,4 +165,4 @@ class _Guarded:
                 manager.__exit__(kind, error, trace)
             except BaseException as raised:
                 if raised is not error:
-                    self._hub._failed(observer, "scope", raised)
+                    self._hub.failed(observer, "scope", raised)

@@ -141,16 +141,11 @@ class DistinctFailures(Generic[Cause]):
     def _forget(self, now: float) -> None:
         while self._slices and self._slices[0][0] + self._slice_s <= now - self.window_s:
             self._slices.popleft()
-        for key in [k for k, (at, _) in self._oldest(now)]:
-            del self._failing[key]
-
-    def _oldest(self, now: float) -> list[tuple[Hashable, tuple[float, Cause]]]:
-        expired = []
-        for item in self._failing.items():
-            if item[1][0] > now - self.window_s:
+        while self._failing:
+            oldest = next(iter(self._failing))
+            if self._failing[oldest][0] > now - self.window_s:
                 break
-            expired.append(item)
-        return expired
+            del self._failing[oldest]
 
     def tripped(self, now: float, /) -> str:
         self._forget(now)
@@ -173,15 +168,15 @@ class Breaker(Generic[Cause]):
 
     `open_for_s` is the wait before half-open; `probes` the calls admitted there, all of
     which must succeed. A probe's permit lapses after `probe_timeout_s`, so that a
-    probe that never reports cannot hold the breaker half-open for ever. Results carry the
-    generation they were admitted in; a result from before the last transition is not counted.
+    probe that never reports cannot hold the breaker half-open for ever. The result of a probe
+    whose half-open period is over is not counted. `generation` is the number of transitions so far.
     """
 
     def __init__(
         self, rule: TripRule[Cause], *, open_for_s: float, probes: int = 1, probe_timeout_s: float = 60.0
     ) -> None:
-        if open_for_s < 0 or probes < 1:
-            raise ConfigurationError("a breaker needs open_for_s >= 0 and probes >= 1")
+        if not open_for_s >= 0 or probes < 1 or not probe_timeout_s > 0:
+            raise ConfigurationError("a breaker needs open_for_s >= 0, probes >= 1 and probe_timeout_s > 0")
         self.rule = rule
         self.open_for_s = open_for_s
         self.probes = probes
@@ -212,6 +207,12 @@ class Breaker(Generic[Cause]):
             self._permits[self._next_permit] = now + self.probe_timeout_s
             return self._next_permit
 
+    def has_permits(self, now: float) -> bool:
+        """Whether `admit` would give a permit in half-open now."""
+        with self._lock:
+            live = sum(until > now for until in self._permits.values())
+            return live + self._succeeded < self.probes
+
     def release(self, permit: int) -> None:
         """Return a permit whose call was not made, or whose result means nothing (cancelled)."""
         with self._lock:
@@ -220,7 +221,8 @@ class Breaker(Generic[Cause]):
     def succeeded(self, key: Hashable, now: float, permit: int = 0) -> Transition[Cause] | None:
         with self._lock:
             if self.state is BreakerState.CLOSED:
-                self.rule.succeeded(key, now)
+                if not permit:
+                    self.rule.succeeded(key, now)
             elif self.state is BreakerState.HALF_OPEN and self._permits.pop(permit, None) is not None:
                 self._succeeded += 1
                 if self._succeeded >= self.probes:
@@ -237,6 +239,8 @@ class Breaker(Generic[Cause]):
     def failed(self, key: Hashable, cause: Cause, now: float, permit: int = 0) -> Transition[Cause] | None:
         with self._lock:
             if self.state is BreakerState.CLOSED:
+                if permit:
+                    return None
                 self.rule.failed(key, cause, now)
                 reason = self.rule.tripped(now)
                 if reason:

@@ -151,7 +151,9 @@ def decide(
                 facts=(given_back,),
             )
         case Overran():
-            return Decision(State.EXPIRED, delivery.attempt - 1, facts=(DeliveryExpired(at=now, delivery=delivery),))
+            ended = _recovery_ended(delivery, "failed", now)
+            expired = DeliveryExpired(at=now, delivery=delivery)
+            return Decision(State.EXPIRED, delivery.attempt - 1, facts=(*ended, expired))
         case OwnerGone():
             return _dead_letter(delivery, outcome.report, "owner_died", now, delivery.attempt - 1, ())
         case Abandoned():

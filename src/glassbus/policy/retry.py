@@ -41,14 +41,19 @@ class Retry(msgspec.Struct, frozen=True):
                 raise ConfigurationError(f"Retry.{name} must be 0 or more and finite, not {getattr(self, name)!r}")
         if not 1 <= self.multiplier < float("inf"):
             raise ConfigurationError(f"Retry.multiplier must be at least 1 and finite, not {self.multiplier!r}")
+        kinds = self.dead_letter_on
+        if not (isinstance(kinds, tuple) and all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds)):
+            raise ConfigurationError(f"Retry.dead_letter_on must be a tuple of exception types, not {kinds!r}")
 
     def ceiling(self, attempt: int) -> float:
         """Longest delay in seconds after failed attempt number `attempt`."""
         delayed = attempt - 1 - self.immediate
         if delayed < 0:
             return 0.0
-        # Capped exponent: 2.0 ** 2000 would overflow long after max_delay is reached.
-        return min(self.max_delay, self.base_delay * self.multiplier ** min(delayed, 64))
+        try:
+            return min(self.max_delay, self.base_delay * float(self.multiplier) ** delayed)
+        except OverflowError:  # far above any max_delay
+            return self.max_delay if self.base_delay else 0.0
 
     def delay(self, attempt: int, uniform: Callable[[], float]) -> float:
         """Delay in seconds after failed attempt number `attempt`; `uniform` gives chance in [0, 1)."""
@@ -76,7 +81,7 @@ class RetryBudget:
         self.tokens = min(self._cap, self.tokens + self._share * first_attempts)
 
     def spend(self, now: float) -> float:
-        """Take one token. Seconds to postpone the retry by: 0.0 when there was one.
+        """Take one token. Seconds to postpone the retry by, at most 60: 0.0 when there was one.
 
         Tokens may go negative, so that each further retry is postponed behind the last.
         """

@@ -105,6 +105,7 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
     since: float | None = None
     until: float | None = None
     before: str | None = None
+    id: str | None = None
 
 
 #: Told once, on the loop, whether the store took a settlement. False: the lease had

@@ -1,0 +1,247 @@
+"""A user's function as a handler: what it takes, and how it is run.
+
+Each run has a context of its own, a copy, so nothing it sets leaks to the next
+message. An async handler is driven step by step inside the worker's own task
+(no task for each message); a plain one runs on a thread that we own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import queue
+import threading
+import types
+import typing
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any
+
+from glassbus.clock import Clock
+from glassbus.codec import CODECS
+from glassbus.errors import ConfigurationError, PayloadUndecodable
+from glassbus.facts import Delivery
+from glassbus.message import Envelope, Message, Priority
+
+_PRIORITIES = tuple(Priority)
+_Inbox = queue.SimpleQueue[Callable[[], None] | None]
+
+
+class Handler:
+    """What a function takes and how it is called.
+
+    Its first parameter gets the message: a `Message` when it is annotated `Message`,
+    `Message[T]` (payload decoded to T) or not at all; with any other annotation, the payload itself,
+    decoded to that type. A second required parameter gets the `Delivery`.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"a handler must be callable, not {type(function).__name__}")
+        self.function = function
+        self.is_async = _is_async(function)
+        self.wants_message, self.kind, self.wants_delivery = _parameters(function)
+        self._decoders = {name: codec.decoder(self.kind) for name, codec in CODECS.items()}
+
+    @property
+    def name(self) -> str:
+        """The qualified name, without `<locals>`."""
+        inner = self.function
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        qualified = getattr(inner, "__qualname__", type(inner).__qualname__)
+        return str(qualified).rpartition("<locals>.")[2]
+
+    def argument(self, envelope: Envelope) -> Any:
+        """What to call the handler with. Raises PayloadUndecodable."""
+        decode = self._decoders.get(envelope.codec)
+        if decode is None:
+            raise PayloadUndecodable(f"unknown codec {envelope.codec!r}; known are {', '.join(sorted(CODECS))}")
+        payload = decode(envelope.body)
+        if not self.wants_message:
+            return payload
+        return Message(
+            envelope.id,
+            envelope.topic,
+            payload,
+            envelope.headers,
+            _PRIORITIES[envelope.priority],
+            envelope.key,
+            envelope.published_at,
+        )
+
+    def call(self, delivery: Delivery, argument: Any) -> Any:
+        if self.wants_delivery:
+            return self.function(argument, delivery)
+        return self.function(argument)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(type(function), "__call__", None)
+    )
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[bool, Any, bool]:
+    """(wants a Message, payload type, wants the Delivery) of a handler."""
+    shown = getattr(function, "__qualname__", repr(function))
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True, Any, False  # a builtin without a signature takes the message
+    required = [
+        p
+        for p in signature.parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty
+    ]
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if (not positional and not variadic) or len(required) > 2:
+        raise ConfigurationError(
+            f"handler {shown} must take the message, and may take the delivery as a second parameter; "
+            f"it takes {len(required)}"
+        )
+    if not positional:
+        return True, Any, False
+    hint = _hint(function, positional[0].name, shown)
+    if hint is Message or hint is inspect.Parameter.empty:
+        return True, Any, len(required) == 2
+    if typing.get_origin(hint) is Message:
+        return True, typing.get_args(hint)[0], len(required) == 2
+    return False, hint, len(required) == 2
+
+
+def _hint(function: Callable[..., Any], parameter: str, shown: str) -> Any:
+    while isinstance(function, functools.partial):
+        function = function.func
+    target = function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
+    if parameter not in getattr(target, "__annotations__", {}):
+        return inspect.Parameter.empty
+    try:
+        return typing.get_type_hints(target)[parameter]
+    except NameError as error:
+        raise ConfigurationError(
+            f"the type of parameter {parameter!r} of handler {shown} cannot be resolved ({error}); "
+            "define it at module level"
+        ) from None
+
+
+@types.coroutine
+def in_context(coroutine: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
+    """Await `coroutine` in the current task, each step run in `context`.
+
+    What it yields up goes to the loop, what comes back (values, errors, cancellation)
+    goes down, so timeouts, task groups and cancellation inside it work as in any task.
+    """
+    run = context.run
+    try:
+        waits_for = run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    while True:
+        try:
+            sent = yield waits_for
+        except BaseException as error:
+            try:
+                waits_for = run(coroutine.throw, error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            try:
+                waits_for = run(coroutine.send, sent)
+            except StopIteration as stop:
+                return stop.value
+
+
+class Threads:
+    """Daemon threads for plain handlers: one for each that runs, reused, never waited for at exit.
+
+    A thread cannot be stopped, so one that hangs is simply not idle again. It takes
+    part in virtual time: a virtual clock does not move while a handler runs, unless it runs long.
+    """
+
+    _GRACE_S = 0.25
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, name: str) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._name = name
+        self._idle: list[_Inbox] = []
+        self._closed = False
+        self._changed = threading.Condition()
+        self._running = 0
+        self._started = 0
+        clock.attach(self)
+
+    async def run(self, context: Context, function: Callable[[], Any]) -> Any:
+        """Run `function` in `context` on a thread; its result or exception."""
+        ended: asyncio.Future[Any] = self._loop.create_future()
+        inbox = self._idle.pop() if self._idle else self._spawn()
+
+        def job() -> None:
+            try:
+                result = context.run(function)
+            except BaseException as error:
+                self._answer(inbox, ended, None, error)
+            else:
+                self._answer(inbox, ended, result, None)
+
+        with self._changed:
+            self._running += 1
+        inbox.put(job)
+        return await ended
+
+    def _answer(self, inbox: _Inbox, ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        # A loop closed while the handler hung refuses the call: nobody is left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._resolve, inbox, ended, result, error)
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+    def _resolve(self, inbox: _Inbox, ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        if self._closed:
+            inbox.put(None)
+        else:
+            self._idle.append(inbox)
+        if ended.done():
+            return
+        if error is None:
+            ended.set_result(result)
+        elif isinstance(error, StopIteration):
+            # A future refuses StopIteration; the handler raised it all the same.
+            ended.set_exception(RuntimeError(f"handler raised StopIteration: {error}"))
+        else:
+            ended.set_exception(error)
+
+    def _spawn(self) -> _Inbox:
+        inbox: _Inbox = queue.SimpleQueue()
+        self._started += 1
+        threading.Thread(
+            target=_serve, args=(inbox,), name=f"glassbus-{self._name}-{self._started}", daemon=True
+        ).start()
+        return inbox
+
+    def close(self) -> None:
+        """End the idle threads; a hanging one ends when its handler returns."""
+        self._clock.detach(self)
+        self._closed = True
+        for inbox in self._idle:
+            inbox.put(None)
+        self._idle.clear()
+
+    def quiesce(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._running == 0, timeout=self._GRACE_S)
+
+    def poke(self) -> None:
+        """Handlers do not wait on our clock."""
+
+
+def _serve(inbox: _Inbox) -> None:
+    while (job := inbox.get()) is not None:
+        job()

@@ -1,0 +1,1 @@
+"""Acts on failure: kill switches, health; one file for each component that recovers."""

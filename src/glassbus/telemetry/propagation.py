@@ -1,0 +1,180 @@
+"""Which trace each message, attempt and replay is in, and how headers say so.
+
+A sampled message carries a W3C `traceparent` header, written once at publish. All
+else follows by rule from what travels with the delivery anyway, so that any
+process can name the span of any attempt without a header being rewritten:
+
+- the trace of an unsampled message is derived from its id;
+- the span of an attempt is derived from (message id, subscription, attempt, replays);
+- attempt 1 and immediate retries are in the trace of the publish, a delayed retry
+  starts a trace of its own, a replay starts one for the attempts after it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from typing import NamedTuple
+
+from glassbus.facts import Delivery
+
+TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+#: W3C asks for at least 512 characters; longer ones are dropped whole, never cut.
+TRACESTATE_LENGTH_MAX = 512
+
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_REMEMBERED_MAX = 4096
+
+_random = random.Random()  # noqa: S311  # ids must be unique, not secret
+os.register_at_fork(after_in_child=_random.seed)  # or a child would repeat its parent's ids
+random_bits = _random.getrandbits
+
+
+class Place(NamedTuple):
+    """A span as others refer to it. `span_id` 0: the trace is known, but no span to be a child of."""
+
+    trace_id: int
+    span_id: int
+    sampled: bool
+    state: str = ""
+
+    @property
+    def header(self) -> str:
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{'01' if self.sampled else '00'}"
+
+
+def parse(headers: Mapping[str, str]) -> Place | None:
+    """The place that `headers` name, or None when there is none or it is malformed."""
+    found = _TRACEPARENT.fullmatch(headers.get(TRACEPARENT, ""))
+    if found is None:
+        return None
+    version, trace, span, flags, rest = found.groups()
+    trace_id, span_id = int(trace, 16), int(span, 16)
+    if not trace_id or not span_id or (version == "00" and rest):
+        return None
+    state = headers.get(TRACESTATE, "")
+    return Place(trace_id, span_id, bool(int(flags, 16) & 1), state if len(state) <= TRACESTATE_LENGTH_MAX else "")
+
+
+def write(headers: dict[str, str], place: Place) -> None:
+    """Put `place` into `headers`, replacing what they said before."""
+    headers[TRACEPARENT] = place.header
+    if place.state:
+        headers[TRACESTATE] = place.state
+    else:
+        headers.pop(TRACESTATE, None)
+
+
+def new_span_id() -> int:
+    return random_bits(64) or 1
+
+
+def trace_id_of(message_id: str) -> int:
+    """The trace of a message whose headers name none: its id itself when that is 128 bits in lower-case hex."""
+    if len(message_id) == 32:
+        try:
+            number = int(message_id, 16)
+        except ValueError:
+            number = 0
+        if number and f"{number:032x}" == message_id:  # int() also takes signs, blanks and underscores
+            return number
+    return _derived(message_id)[0]
+
+
+def _derived(*parts: object) -> tuple[int, int]:
+    """(trace id, span id) that every process derives alike from `parts`."""
+    digest = blake2b("\0".join(map(str, parts)).encode(), digest_size=24, person=b"glassbus").digest()
+    return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:], "big") or 1
+
+
+class Trail(NamedTuple):
+    """Where one attempt stands: `own` is its span, `parent` the span id above it (0: a root).
+
+    `origin` is the publish, or the replay that brought it back. `delayed`: it is in a trace of its own.
+    """
+
+    own: Place
+    parent: int
+    origin: Place
+    delayed: bool
+
+
+class Lineage:
+    """Answers where an attempt stands, and the one before it.
+
+    `immediate(subscription)` is how many retries its policy makes at once; it decides
+    where the attempt before this one was when another process made it.
+    """
+
+    def __init__(self, immediate: Callable[[str], int]) -> None:
+        self._immediate = immediate
+        self._last: tuple[Delivery, int, Trail] | None = None
+        # Attempts made here, from the second on: whether they were delayed. A spent retry budget
+        # delays what the policy would do at once, so the policy alone does not tell.
+        self._delayed: dict[tuple[str, str, int], tuple[int, bool]] = {}
+
+    def origin(self, delivery: Delivery) -> Place:
+        """The publish of `delivery`, or the replay that brought it back."""
+        envelope = delivery.envelope
+        if delivery.replays:
+            return replay_place(delivery, delivery.replays)
+        found = parse(envelope.headers) if envelope.headers else None
+        return found or Place(trace_id_of(envelope.id), 0, False)
+
+    def trail(self, delivery: Delivery) -> Trail:
+        """Where the attempt that `delivery` was claimed for stands. Facts come in runs, so the last one is kept."""
+        last = self._last
+        if last is not None and last[0] is delivery and last[1] == delivery.attempt:
+            return last[2]
+        origin = self.origin(delivery)
+        trace_id, span_id = _derived(delivery.envelope.id, delivery.subscription, delivery.attempt, delivery.replays)
+        delayed = delivery.recovering is not None and delivery.recovering[1] == "delayed_retry"
+        if delayed:
+            trail = Trail(Place(trace_id, span_id, origin.sampled, origin.state), 0, origin, True)
+        else:
+            trail = Trail(Place(origin.trace_id, span_id, origin.sampled, origin.state), origin.span_id, origin, False)
+        self._last = (delivery, delivery.attempt, trail)
+        return trail
+
+    def failed(self, delivery: Delivery) -> None:
+        """Remember where a failed retry was, for the attempt that follows."""
+        if delivery.attempt > 1:
+            key = (delivery.envelope.id, delivery.subscription, delivery.replays)
+            self._delayed.pop(key, None)
+            self._delayed[key] = (delivery.attempt, self.trail(delivery).delayed)
+            if len(self._delayed) > _REMEMBERED_MAX:
+                self._delayed.pop(next(iter(self._delayed), key), None)
+
+    def ended(self, delivery: Delivery) -> None:
+        """Nothing follows: forget it."""
+        self._delayed.pop((delivery.envelope.id, delivery.subscription, delivery.replays), None)
+
+    def previous(self, delivery: Delivery) -> Place | None:
+        """The attempt before this one; None for the first."""
+        attempt = delivery.attempt - 1
+        return self.attempt(delivery, attempt, delivery.replays) if attempt >= 1 else None
+
+    def attempt(self, delivery: Delivery, attempt: int, replays: int) -> Place:
+        """The span of another attempt of the same message and subscription."""
+        envelope, subscription = delivery.envelope, delivery.subscription
+        trace_id, span_id = _derived(envelope.id, subscription, attempt, replays)
+        known = self._delayed.get((envelope.id, subscription, replays))
+        if known is not None and known[0] == attempt:
+            delayed = known[1]
+        else:
+            delayed = attempt - 1 > self._immediate(subscription)
+        if delayed:
+            return Place(trace_id, span_id, True)
+        if replays:
+            return Place(replay_place(delivery, replays).trace_id, span_id, True)
+        found = parse(envelope.headers) if envelope.headers else None
+        return Place(found.trace_id if found else trace_id_of(envelope.id), span_id, True)
+
+
+def replay_place(delivery: Delivery, replays: int) -> Place:
+    """The span of the `replays`th replay of a delivery: the origin of the attempts after it."""
+    trace_id, span_id = _derived("replay", delivery.envelope.id, delivery.subscription, replays)
+    return Place(trace_id, span_id, True)

@@ -1,0 +1,40 @@
+"""From a transport URL to the transport."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from glassbus.clock import Clock
+from glassbus.config import Address, Settings
+from glassbus.errors import ConfigurationError
+from glassbus.transport import Transport
+from glassbus.transport.memory import MemoryTransport
+
+
+def make_transport(
+    addresses: Sequence[Address], *, settings: Settings, clock: Clock, durability: str = "disk"
+) -> Transport:
+    """The transport for `addresses`; does no I/O. Raises ConfigurationError."""
+    if len(addresses) > 1:
+        raise ConfigurationError("a failover set needs a broker transport; memory:// and sqlite:// take one URL")
+    address = addresses[0]
+    if address.host or address.port:
+        raise ConfigurationError(
+            f"{address} names a host; write sqlite:///relative/path.db or sqlite:////absolute/path.db (three or four "
+            "slashes), or memory://"
+        )
+    if address.scheme == "memory":
+        if address.path.strip("/"):
+            raise ConfigurationError(
+                f"memory:// takes no path, got {address}; use sqlite:/// to keep messages in a file"
+            )
+        return MemoryTransport(clock=clock, spill_dir=settings.spill_dir, name=settings.name)
+    # Imported here so that a bus in memory does not load the database engine.
+    from glassbus.transport.sqlite import SqliteTransport
+
+    path = address.path[1:]
+    if not path or path.endswith("/"):
+        raise ConfigurationError(f"{address} names no file; write sqlite:///path/to/file.db")
+    if durability not in ("disk", "process"):
+        raise ConfigurationError(f"durability must be 'disk' or 'process', not {durability!r}")
+    return SqliteTransport(path, clock=clock, durability=durability)

@@ -1,0 +1,675 @@
+"""Messages in this process's memory: fast, and gone with it unless `spill_dir` is set.
+
+Everything runs on the bus's loop, so each method is atomic up to its first
+`await`. The counts of the ledger are the lengths of the queues themselves, so
+what does not balance here is a real loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from glassbus.clock import Clock
+from glassbus.errors import (
+    BusNotRunning,
+    ErrorCategory,
+    ErrorReport,
+    ErrorSeverity,
+    MessageConflict,
+    QueueFull,
+    UnknownDeadLetter,
+    UnknownSubscription,
+)
+from glassbus.facts import (
+    BackpressureApplied,
+    Delivery,
+    DeliveryDeadLettered,
+    DeliveryDiscarded,
+    DeliveryExpired,
+    OverflowHandled,
+)
+from glassbus.message import Envelope, Level
+from glassbus.policy.delivery import Decision, State
+from glassbus.policy.ledger import Account, Audit, Ledger
+from glassbus.policy.overflow import Rung, next_rung
+from glassbus.policy.priority import PriorityTurn
+from glassbus.policy.routing import destination, matches
+from glassbus.transport import (
+    DeadLetterFilter,
+    DeadLetterRecord,
+    Features,
+    Hold,
+    Listener,
+    QueueState,
+    Recorded,
+    Stored,
+    SubscriptionSpec,
+)
+from glassbus.transport.spill import restore, spill
+
+#: How long an id given by the caller is recognised again, in seconds.
+DUPLICATE_WINDOW_S = 600.0
+_ROUTES_MAX = 10_000
+
+#: Until when an id is known (wall seconds), the digest of its topic and body, and where it went.
+_Known = tuple[float, bytes, tuple[str, ...]]
+
+
+class _Queue:
+    """The deliveries of one subscription."""
+
+    def __init__(self, spec: SubscriptionSpec) -> None:
+        self.spec = spec
+        self.hold = Hold()
+        self.consumed = False
+        self.ready: tuple[deque[Delivery], ...] = (deque(), deque(), deque(), deque())
+        self.turn = PriorityTurn()
+        self.later: list[tuple[float, int, Delivery]] = []  # retrying, by monotonic time
+        self.scheduled: list[tuple[float, int, Delivery]] = []  # delayed publish, by wall time
+        self.in_flight: set[Delivery] = set()
+        self.busy: dict[str, Delivery] = {}
+        self.waiting_for_key: dict[str, list[tuple[int, int, Delivery]]] = {}
+        self.dead: dict[str, DeadLetterRecord] = {}
+        self.claimers: deque[asyncio.Future[None]] = deque()
+        self.accepted = self.handled = self.expired = self.discarded = 0
+        self.pending = 0
+
+    def account(self) -> Account:
+        return Account(
+            accepted=self.accepted,
+            ready=sum(map(len, self.ready)) + sum(map(len, self.waiting_for_key.values())),
+            scheduled=len(self.scheduled),
+            retrying=len(self.later),
+            in_flight=len(self.in_flight),
+            handled=self.handled,
+            dead_lettered=len(self.dead),
+            expired=self.expired,
+            discarded=self.discarded,
+        )
+
+    def held_deliveries(self) -> list[Delivery]:
+        """Every delivery that is neither settled nor dead-lettered, oldest first within its kind."""
+        ready = [d for lane in self.ready for d in lane]
+        keyed = [d for waiting in self.waiting_for_key.values() for _, _, d in sorted(waiting)]
+        timed = [d for _, _, d in sorted(self.later) + sorted(self.scheduled)]
+        return [*self.in_flight, *ready, *keyed, *timed]
+
+    def put(self, delivery: Delivery, *, first: bool = False) -> None:
+        """Make `delivery` ready; `first` for one that was taken before and goes to the front."""
+        lane = self.ready[delivery.envelope.priority]
+        if first:
+            lane.appendleft(delivery)
+        else:
+            lane.append(delivery)
+        if self.claimers:
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake one idle claimer, if any."""
+        while self.claimers:
+            claimer = self.claimers.popleft()
+            if not claimer.done():
+                claimer.set_result(None)
+                return
+
+    def take_key(self, delivery: Delivery) -> bool:
+        """Whether the key of `delivery` is free for it; if not, it is put to wait for its key."""
+        key = delivery.envelope.key
+        assert key is not None
+        holder = self.busy.get(key)
+        if holder is None or holder is delivery:
+            self.busy[key] = delivery
+            return True
+        waiting = self.waiting_for_key.setdefault(key, [])
+        heapq.heappush(waiting, (-delivery.envelope.priority, delivery.handle, delivery))
+        return False
+
+    def free_key(self, key: str) -> None:
+        """The key's attempt has ended: the next delivery that waits for it is ready."""
+        self.busy.pop(key, None)
+        waiting = self.waiting_for_key.get(key)
+        if waiting:
+            _, _, delivery = heapq.heappop(waiting)
+            if not waiting:
+                del self.waiting_for_key[key]
+            self.put(delivery, first=True)
+
+
+class MemoryTransport:
+    """The transport of `memory://`. See the port for what each method promises."""
+
+    def __init__(self, *, clock: Clock, spill_dir: str | None = None, name: str = "default") -> None:
+        self.features = Features(durable=False, multi_process=False, level=Level.MEMORY)
+        self.address = "memory://"
+        self._clock = clock
+        self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
+        self._queues: dict[str, _Queue] = {}
+        self._routes: dict[str, tuple[tuple[_Queue, ...], str, list[Stored]]] = {}
+        self._known: dict[str, _Known] = {}
+        self._sequence = itertools.count(1)
+        self._gone = Account()
+        self._publishers: deque[asyncio.Future[None]] = deque()
+        self._expiring: list[tuple[float, int, str, Delivery]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._restored: list[Delivery | DeadLetterRecord] = []
+        self._listener: Listener
+        self._loop: asyncio.AbstractEventLoop
+        self._open = False
+
+    # Opening and closing
+
+    async def open(self, listener: Listener, /) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+        if self._spill_path is not None:
+            self._restored = restore(self._spill_path)
+
+    async def close(self, deadline_s: float, /) -> tuple[int, int]:
+        if not self._open:
+            return 0, 0
+        self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiter in self._publishers:
+            if not waiter.done():
+                waiter.set_exception(BusNotRunning("the bus stopped while this publish waited for room"))
+        held = [d for queue in self._queues.values() for d in queue.held_deliveries()]
+        if self._spill_path is not None:
+            dead = [r for queue in self._queues.values() for r in queue.dead.values()]
+            spill(self._spill_path, [*held, *dead, *self._restored])
+            return len(held), 0
+        for delivery in held:
+            queue = self._queues[delivery.subscription]
+            queue.in_flight.discard(delivery)
+            queue.discarded += 1
+            self._listener.state(DeliveryDiscarded(at=self._clock.wall(), delivery=delivery, reason="stopped"))
+        for queue in self._queues.values():
+            queue.ready = (deque(), deque(), deque(), deque())
+            queue.later, queue.scheduled, queue.waiting_for_key = [], [], {}
+            queue.pending = 0
+        return 0, len(held)
+
+    # Subscriptions
+
+    async def declare(self, spec: SubscriptionSpec, /, *, consume: bool) -> Hold:
+        queue = self._queues.get(spec.name)
+        if queue is None:
+            queue = self._queues[spec.name] = _Queue(spec)
+            self._take_restored(queue)
+        queue.spec = spec
+        queue.consumed = queue.consumed or consume
+        self._routes.clear()
+        return queue.hold
+
+    def _take_restored(self, queue: _Queue) -> None:
+        mine = [held for held in self._restored if held.subscription == queue.spec.name]
+        self._restored = [held for held in self._restored if held.subscription != queue.spec.name]
+        for held in mine:
+            queue.accepted += 1
+            sequence = next(self._sequence)
+            if isinstance(held, Delivery):
+                held.handle = sequence
+                self._accept(queue, held)
+            else:
+                queue.dead[str(sequence)] = msgspec.structs.replace(held, id=str(sequence))
+        if not self._restored and self._spill_path is not None:
+            self._spill_path.unlink(missing_ok=True)
+
+    async def forget(self, name: str, /) -> int:
+        queue = self._queue(name)
+        held = queue.held_deliveries()
+        now = self._clock.wall()
+        del self._queues[name]
+        self._routes.clear()
+        lost = len(held) + len(queue.dead)
+        self._gone += Account(
+            accepted=queue.accepted,
+            handled=queue.handled,
+            expired=queue.expired,
+            discarded=queue.discarded + lost,
+        )
+        for delivery in held:
+            self._listener.state(DeliveryDiscarded(at=now, delivery=delivery, reason="forgotten"))
+        return lost
+
+    async def set_hold(self, name: str, hold: Hold, /) -> None:
+        queue = self._queue(name)
+        queue.hold = hold
+        if not hold.held:
+            for _ in range(len(queue.claimers)):
+                queue.wake()
+        self._listener.held(name, hold)
+
+    def _queue(self, name: str) -> _Queue:
+        try:
+            return self._queues[name]
+        except KeyError:
+            raise UnknownSubscription(f"no subscription {name!r}; known are {sorted(self._queues)}") from None
+
+    # Publishing
+
+    async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
+        if len(batch) == 1:
+            envelope = batch[0]
+            route = self._routes.get(envelope.topic) or self._route(envelope.topic)
+            if not (envelope.remember or envelope.due_at or envelope.expires_at):
+                for queue in route[0]:
+                    if queue.pending >= queue.spec.capacity:
+                        break
+                else:
+                    for queue in route[0]:
+                        queue.accepted += 1
+                        queue.pending += 1
+                        queue.put(Delivery(envelope, queue.spec.name, route[1], 0, next(self._sequence)))
+                    return route[2]
+        return await self._publish_slowly(batch, wait_s)
+
+    def _route(self, topic: str) -> tuple[tuple[_Queue, ...], str, list[Stored]]:
+        queues = tuple(q for q in self._queues.values() if matches(q.spec.pattern, topic))
+        label = destination(topic, (q.spec.pattern for q in queues))
+        if len(self._routes) >= _ROUTES_MAX:
+            self._routes.clear()
+        route = (queues, label, [Stored(tuple(q.spec.name for q in queues))])
+        self._routes[topic] = route
+        return route
+
+    async def _publish_slowly(self, batch: Sequence[Envelope], wait_s: float) -> Sequence[Stored]:
+        """The general case: known ids, delays, expiry, full queues."""
+        started = self._clock.monotonic()
+        slowed: _Queue | None = None
+        while True:
+            stored, fresh, remembered = self._recognise(batch)
+            waited_s = self._clock.monotonic() - started
+            full = self._fullest(fresh, waited_s, wait_s)
+            if full is None or full[1] is not Rung.SLOW:
+                break
+            slowed = full[0]
+            await self._wait_for_room(wait_s - waited_s)
+        now = self._clock.wall()
+        if slowed is not None:
+            refused = full is not None and full[1] is Rung.REFUSE
+            self._listener.state(
+                BackpressureApplied(at=now, subscription=slowed.spec.name, waited_s=waited_s, admitted=not refused)
+            )
+        if full is not None and full[1] is Rung.REFUSE:
+            queue = full[0]
+            self._listener.state(OverflowHandled(at=now, subscription=queue.spec.name, action="refuse"))
+            raise QueueFull(queue.spec.name, queue.spec.capacity, waited_s)
+        self._known.update(remembered)
+        for envelope in fresh:
+            for queue in self._routes[envelope.topic][0]:
+                self._store(queue, envelope, now)
+        return stored
+
+    def _recognise(self, batch: Sequence[Envelope]) -> tuple[list[Stored], list[Envelope], dict[str, _Known]]:
+        """What each message of `batch` will yield, those that are new, and the ids to remember.
+
+        Raises MessageConflict.
+        """
+        now = self._clock.wall()
+        while self._known:
+            oldest = next(iter(self._known))
+            if self._known[oldest][0] > now:
+                break
+            del self._known[oldest]
+        stored: list[Stored] = []
+        fresh: list[Envelope] = []
+        here: dict[str, _Known] = {}
+        for envelope in batch:
+            names = (self._routes.get(envelope.topic) or self._route(envelope.topic))[2][0].subscriptions
+            if envelope.remember:
+                digest = blake2b(envelope.topic.encode() + b"\0" + envelope.body, digest_size=16).digest()
+                known = here.get(envelope.id) or self._known.get(envelope.id)
+                if known is not None:
+                    if known[1] != digest:
+                        raise MessageConflict(envelope.id)
+                    stored.append(Stored(known[2], duplicate=True))
+                    continue
+                here[envelope.id] = (now + DUPLICATE_WINDOW_S, digest, names)
+            stored.append(Stored(names))
+            fresh.append(envelope)
+        return stored, fresh, here
+
+    def _fullest(self, fresh: list[Envelope], waited_s: float, wait_s: float) -> tuple[_Queue, Rung] | None:
+        """The first queue without room for `fresh`, and what to do about it; None when all fit."""
+        incoming: dict[str, int] = {}
+        for envelope in fresh:
+            for queue in self._routes[envelope.topic][0]:
+                incoming[queue.spec.name] = incoming.get(queue.spec.name, 0) + 1
+        worst: tuple[_Queue, Rung] | None = None
+        for name, count in incoming.items():
+            queue = self._queues[name]
+            rung = next_rung(
+                pending=queue.pending,
+                incoming=count,
+                capacity=queue.spec.capacity,
+                waited_s=waited_s,
+                wait_max_s=wait_s,
+                consumed=queue.consumed,
+            )
+            if rung is Rung.REFUSE:
+                return queue, rung
+            if rung is Rung.SLOW:
+                worst = (queue, rung)
+        return worst
+
+    async def _wait_for_room(self, at_most_s: float) -> None:
+        room = self._loop.create_future()
+        self._publishers.append(room)
+        timer = self._loop.call_later(at_most_s, _give_up, room)
+        try:
+            await room
+        finally:
+            timer.cancel()
+            if room in self._publishers:
+                self._publishers.remove(room)
+
+    def _room(self) -> None:
+        """Room was made: every waiting publisher looks again, in order of arrival."""
+        waiting, self._publishers = self._publishers, deque()
+        for room in waiting:
+            _give_up(room)
+
+    def _store(self, queue: _Queue, envelope: Envelope, now: float) -> None:
+        label = self._routes[envelope.topic][1]
+        delivery = Delivery(envelope, queue.spec.name, label, 0, next(self._sequence))
+        queue.accepted += 1
+        if queue.pending >= queue.spec.capacity:
+            self._overflow(queue, delivery, now)
+        else:
+            self._accept(queue, delivery)
+
+    def _accept(self, queue: _Queue, delivery: Delivery) -> None:
+        queue.pending += 1
+        envelope = delivery.envelope
+        if envelope.expires_at:
+            heapq.heappush(self._expiring, (envelope.expires_at, delivery.handle, queue.spec.name, delivery))
+            self._arm(envelope.expires_at - self._clock.wall())
+        if envelope.due_at > self._clock.wall():
+            heapq.heappush(queue.scheduled, (envelope.due_at, delivery.handle, delivery))
+            self._arm(envelope.due_at - self._clock.wall())
+        else:
+            queue.put(delivery)
+
+    def _overflow(self, queue: _Queue, delivery: Delivery, now: float) -> None:
+        name = queue.spec.name
+        report = ErrorReport(
+            error_id=f"{delivery.envelope.id}:{name}:overflow",
+            timestamp=now,
+            category=ErrorCategory.QUEUE_OVERFLOW,
+            severity=ErrorSeverity.HIGH,
+            message=f"queue of {name!r} is full ({queue.spec.capacity}) and nothing consumes it",
+            exception_type="QueueFull",
+            fingerprint=f"overflow:{name}",
+            component="queue",
+        )
+        self._bury(queue, delivery, report, "overflow", now)
+        self._listener.state(OverflowHandled(at=now, subscription=name, action="dead_letter"))
+        self._listener.state(DeliveryDeadLettered(at=now, delivery=delivery, report=report, reason="overflow"))
+
+    # Claiming and settling
+
+    async def claim(self, name: str, /) -> Delivery:
+        queue = self._queue(name)
+        while True:
+            if not queue.hold.held:
+                for priority in queue.turn.order():
+                    lane = queue.ready[priority]
+                    while lane:
+                        delivery = lane.popleft()
+                        envelope = delivery.envelope
+                        if envelope.expires_at and envelope.expires_at <= self._clock.wall():
+                            self._expire(queue, delivery)
+                            continue
+                        if envelope.key is not None and not queue.take_key(delivery):
+                            continue
+                        queue.pending -= 1
+                        if self._publishers:
+                            self._room()
+                        delivery.attempt += 1
+                        queue.in_flight.add(delivery)
+                        return delivery
+            claimer = self._loop.create_future()
+            queue.claimers.append(claimer)
+            try:
+                await claimer
+            except asyncio.CancelledError:
+                if claimer.done() and not claimer.cancelled():
+                    queue.wake()  # the wake-up was meant for somebody who can use it
+                raise
+
+    def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
+        queue = self._queues.get(delivery.subscription)
+        if queue is None or delivery not in queue.in_flight:
+            recorded(delivery, decision, False)
+            return
+        queue.in_flight.remove(delivery)
+        state = decision.state
+        if state is State.HANDLED:
+            queue.handled += 1
+        else:
+            self._settle_otherwise(queue, delivery, decision)
+        key = delivery.envelope.key
+        if key is not None and state is not State.READY and not (queue.spec.strict_key and state is State.RETRYING):
+            queue.free_key(key)
+        recorded(delivery, decision, True)
+
+    def _settle_otherwise(self, queue: _Queue, delivery: Delivery, decision: Decision) -> None:
+        delivery = _next_attempt(delivery, decision)
+        match decision.state:
+            case State.READY:
+                queue.pending += 1
+                key = delivery.envelope.key
+                if key is not None:
+                    queue.busy[key] = delivery
+                queue.put(delivery, first=True)
+            case State.RETRYING:
+                queue.pending += 1
+                key = delivery.envelope.key
+                if key is not None and queue.spec.strict_key:
+                    queue.busy[key] = delivery
+                due = self._clock.monotonic() + decision.delay_s
+                heapq.heappush(queue.later, (due, delivery.handle, delivery))
+                self._arm(decision.delay_s)
+            case State.DEAD_LETTERED:
+                assert decision.report is not None
+                self._bury(queue, delivery, decision.report, decision.reason, self._clock.wall())
+            case State.EXPIRED:
+                queue.expired += 1
+            case State.DISCARDED:
+                queue.discarded += 1
+            case _:
+                raise AssertionError(f"a delivery in flight cannot become {decision.state}")
+
+    def _bury(self, queue: _Queue, delivery: Delivery, report: ErrorReport, reason: str, now: float) -> None:
+        queue.dead[str(delivery.handle)] = DeadLetterRecord(
+            id=str(delivery.handle),
+            envelope=delivery.envelope,
+            subscription=queue.spec.name,
+            destination=delivery.destination,
+            attempts=delivery.attempt,
+            report=report,
+            reason=reason,
+            died_at=now,
+            first_failed_at=delivery.first_failed_at,
+            replays=delivery.replays,
+        )
+
+    async def flush(self) -> None:
+        """Settlements are recorded as they are handed over."""
+
+    # Time
+
+    def _arm(self, in_s: float) -> None:
+        at = self._loop.time() + max(0.0, in_s)
+        if at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = at
+            self._timer = self._loop.call_at(at, self._tick)
+
+    def _tick(self) -> None:
+        """Make ready what is due, expire what is over, and set the timer for what comes next."""
+        self._timer, self._timer_at = None, float("inf")
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        for queue in self._queues.values():
+            while queue.later and queue.later[0][0] <= monotonic:
+                queue.put(heapq.heappop(queue.later)[2], first=True)
+            while queue.scheduled and queue.scheduled[0][0] <= wall:
+                queue.put(heapq.heappop(queue.scheduled)[2])
+            if queue.later:
+                self._arm(queue.later[0][0] - monotonic)
+            if queue.scheduled:
+                self._arm(queue.scheduled[0][0] - wall)
+        while self._expiring and self._expiring[0][0] <= wall:
+            _, _, name, delivery = heapq.heappop(self._expiring)
+            self._sweep(name, delivery)
+        if self._expiring:
+            self._arm(self._expiring[0][0] - wall)
+
+    def _sweep(self, name: str, delivery: Delivery) -> None:
+        """Expire `delivery` where it waits; one in flight or settled is left alone."""
+        queue = self._queues.get(name)
+        if queue is None:
+            return
+        lane = queue.ready[delivery.envelope.priority]
+        entry = next((e for e in (*queue.later, *queue.scheduled) if e[1] == delivery.handle), None)
+        key = delivery.envelope.key
+        waiting = queue.waiting_for_key.get(key, []) if key is not None else []
+        held = next((e for e in waiting if e[1] == delivery.handle), None)
+        ready = next((d for d in lane if d.handle == delivery.handle), None)
+        if ready is not None:
+            lane.remove(ready)
+            self._expire(queue, ready)
+        elif held is not None:
+            waiting.remove(held)
+            heapq.heapify(waiting)
+            self._expire(queue, held[2])
+        elif entry is not None:
+            for heap in (queue.later, queue.scheduled):
+                if entry in heap:
+                    heap.remove(entry)
+                    heapq.heapify(heap)
+            self._expire(queue, entry[2])
+
+    def _expire(self, queue: _Queue, delivery: Delivery) -> None:
+        queue.pending -= 1
+        queue.expired += 1
+        key = delivery.envelope.key
+        if key is not None and queue.busy.get(key, delivery).handle == delivery.handle:
+            queue.free_key(key)
+        self._room()
+        self._listener.state(DeliveryExpired(at=self._clock.wall(), delivery=delivery))
+
+    # Looking
+
+    def ledger(self) -> Ledger:
+        return Ledger({name: queue.account() for name, queue in self._queues.items()}, self._gone)
+
+    def queues(self) -> dict[str, QueueState]:
+        return {name: self._state(queue) for name, queue in self._queues.items()}
+
+    def _state(self, queue: _Queue) -> QueueState:
+        heads = [lane[0].envelope.published_at for lane in queue.ready if lane]
+        timed = [d.envelope.published_at for _, _, d in queue.later]
+        return QueueState(
+            spec=queue.spec,
+            hold=queue.hold,
+            consumers=int(queue.consumed),
+            oldest_at=min([*heads, *timed], default=0.0),
+            dead_letter_oldest_at=min((r.died_at for r in queue.dead.values()), default=0.0),
+        )
+
+    async def audit(self) -> Audit:
+        ledger = self.ledger()
+        problems = [
+            f"{account.unaccounted} deliveries of {name!r} are unaccounted for"
+            for name, account in ledger.accounts.items()
+            if account.unaccounted
+        ]
+        messages = len({d.envelope.id for q in self._queues.values() for d in q.held_deliveries()})
+        return Audit(ledger, ledger, messages, tuple(problems))
+
+    async def probe(self) -> float:
+        started = time.perf_counter()
+        await asyncio.sleep(0)
+        return time.perf_counter() - started
+
+    # Dead letters
+
+    async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
+        records = [r for queue in self._queues.values() for r in queue.dead.values() if _wanted(r, wanted)]
+        records.sort(key=lambda r: int(r.id), reverse=True)
+        return records[:limit]
+
+    async def replay(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
+        moved = self._dug_up(ids)
+        for record in moved:
+            queue = self._queues[record.subscription]
+            del queue.dead[record.id]
+            delivery = Delivery(
+                record.envelope, record.subscription, record.destination, 0, int(record.id), replays=record.replays + 1
+            )
+            queue.pending += 1
+            queue.put(delivery)
+        return moved
+
+    async def discard(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
+        removed = self._dug_up(ids)
+        for record in removed:
+            queue = self._queues[record.subscription]
+            del queue.dead[record.id]
+            queue.discarded += 1
+        return removed
+
+    def _dug_up(self, ids: Sequence[str]) -> list[DeadLetterRecord]:
+        by_id = {r.id: r for queue in self._queues.values() for r in queue.dead.values()}
+        unknown = [i for i in ids if i not in by_id]
+        if unknown:
+            raise UnknownDeadLetter(f"no dead letter {', '.join(map(repr, unknown))}")
+        return [by_id[i] for i in dict.fromkeys(ids)]
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _next_attempt(delivery: Delivery, decision: Decision) -> Delivery:
+    """A fresh object for what follows, so that the facts of this attempt keep theirs unchanged."""
+    return Delivery(
+        delivery.envelope,
+        delivery.subscription,
+        delivery.destination,
+        decision.attempt,
+        delivery.handle,
+        first_failed_at=decision.first_failed_at,
+        recovering=decision.recovering,
+        replays=delivery.replays,
+    )
+
+
+def _wanted(record: DeadLetterRecord, wanted: DeadLetterFilter) -> bool:
+    return (
+        (wanted.id is None or record.id == wanted.id)
+        and (wanted.subscription is None or record.subscription == wanted.subscription)
+        and (wanted.topic is None or record.envelope.topic == wanted.topic)
+        and (wanted.message_id is None or record.envelope.id == wanted.message_id)
+        and (wanted.category is None or record.report.category == wanted.category)
+        and (wanted.exception_type is None or record.report.exception_type == wanted.exception_type)
+        and (wanted.fingerprint is None or record.report.fingerprint == wanted.fingerprint)
+        and (wanted.since is None or record.died_at >= wanted.since)
+        and (wanted.until is None or record.died_at <= wanted.until)
+        and (wanted.before is None or int(record.id) < int(wanted.before))
+    )

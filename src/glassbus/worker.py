@@ -1,0 +1,521 @@
+"""Runs one subscription: claim -> scope -> handle -> decide -> settle -> state the facts.
+
+A worker has `concurrency` slots, each one task that claims its next delivery
+when it is free. There is no task for each message and no timer for each attempt:
+the worker has one alarm, set for the earliest deadline among its slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any
+
+import msgspec
+
+from glassbus.clock import Clock
+from glassbus.config import KillSwitch
+from glassbus.errors import (
+    ConfigurationError,
+    HandlerAbandoned,
+    HandlerCancelled,
+    HandlerTimedOut,
+    OwnerDied,
+    PayloadUndecodable,
+    UnknownSubscription,
+    classify,
+)
+from glassbus.facts import (
+    AttemptOverdue,
+    Delivery,
+    DeliveryHandled,
+    DeliveryRedelivered,
+    SettlementRefused,
+    SlotRegained,
+    TransportFailed,
+    current_delivery,
+)
+from glassbus.handler import Handler, Threads, in_context
+from glassbus.observer import NO_SCOPE, Hub, safe_text
+from glassbus.policy.delivery import (
+    Abandoned,
+    Decision,
+    Failed,
+    Handled,
+    Outcome,
+    OwnerGone,
+    State,
+    Stopped,
+    decide,
+)
+from glassbus.policy.retry import Retry, RetryBudget
+from glassbus.record.fingerprint import FailureSites
+from glassbus.record.tally import Buckets, Tally
+from glassbus.recovery.killswitch import Gate
+from glassbus.transport import SubscriptionSpec, Transport
+
+#: A first attempt that simply worked: what `decide` says of it, without its fact.
+HANDLED = Decision(State.HANDLED)
+
+#: How soon a slot whose task ended works again, in seconds.
+_REOPEN_S = 0.05
+#: How long a cancelled handler may clean up before it counts as overdue, in seconds.
+_CLEAN_UP_S = 1.0
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """What `subscribe` was given, checked."""
+
+    spec: SubscriptionSpec
+    handler: Handler
+    retry: Retry
+    timeout: float
+    abandon_after: float
+    concurrency: int
+    kill_switch: KillSwitch
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < float("inf"):
+            raise ConfigurationError(f"timeout must be more than 0 and finite, not {self.timeout!r}")
+        if self.abandon_after < self.timeout:
+            raise ConfigurationError(f"abandon_after ({self.abandon_after!r}) must be at least timeout")
+        if not 1 <= self.concurrency <= 10_000:
+            raise ConfigurationError(f"concurrency must be 1 to 10,000, not {self.concurrency!r}")
+
+
+class _Slot:
+    """Room for one attempt at a time."""
+
+    __slots__ = ("abandoned_at", "deadline", "delivery", "expired", "permit", "released", "started", "task")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.delivery: Delivery | None = None
+        self.permit = 0
+        self.started = 0.0
+        self.deadline = 0.0
+        self.expired = False
+        self.released = False  # the delivery was settled over the running handler's head
+        self.abandoned_at = 0.0
+
+    def begin(self, delivery: Delivery, now: float, timeout: float) -> None:
+        self.delivery = delivery
+        self.started = now
+        self.deadline = now + timeout
+        self.expired = self.released = False
+        self.abandoned_at = 0.0
+
+
+class Worker:
+    """The running side of one subscription. Everything here belongs to the bus's loop."""
+
+    def __init__(
+        self,
+        subscription: Subscription,
+        *,
+        transport: Transport,
+        hub: Hub,
+        clock: Clock,
+        sites: FailureSites,
+        uniform: Callable[[], float],
+        settled: Callable[[], None],
+    ) -> None:
+        self.subscription = subscription
+        self.name = subscription.spec.name
+        self.tallies: dict[str, Tally] = {}
+        self.handling: dict[str, Buckets] = {}
+        self.gate = Gate(self.name, subscription.kill_switch, hub, clock)
+        self.retry = subscription.retry
+        self.dead_lettered = self.expired = self.recovered = 0
+        self._transport = transport
+        self._hub = hub
+        self._clock = clock
+        self._sites = sites
+        self._uniform = uniform
+        self._settled = settled
+        self._quiet = 0
+        self._given_back = 0
+        self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
+        self._slots: list[_Slot] = []
+        self._alarm: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._context = copy_context()
+        self._threads: Threads | None = None
+
+    # What can be seen from outside
+
+    @property
+    def handled(self) -> int:
+        return sum(tally.handled for tally in self.tallies.values())
+
+    @property
+    def settled_count(self) -> int:
+        return self.handled + self.dead_lettered + self.expired
+
+    @property
+    def in_flight(self) -> int:
+        return sum(slot.delivery is not None for slot in self._slots)
+
+    @property
+    def overdue(self) -> int:
+        return sum(slot.delivery is not None and slot.expired for slot in self._slots)
+
+    @property
+    def limit(self) -> int:
+        """Slots that can work: those whose handler was abandoned are lost until it returns."""
+        return sum(not slot.abandoned_at for slot in self._slots)
+
+    @property
+    def timeout_s(self) -> float:
+        return self.subscription.timeout
+
+    @property
+    def state(self) -> str:
+        return "stopped" if self._stopping else self.gate.state_name
+
+    def tally(self, destination: str) -> Tally:
+        found = self.tallies.get(destination)
+        if found is None:
+            found = self.tallies[destination] = Tally(self.name, destination)
+        return found
+
+    # Starting and stopping
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        if not self.subscription.handler.is_async:
+            self._threads = Threads(loop, self._clock, self.name)
+        for _ in range(self.subscription.concurrency):
+            self._open_slot(_Slot())
+
+    def _open_slot(self, slot: _Slot) -> None:
+        if slot not in self._slots:
+            self._slots.append(slot)
+        slot.task = self._loop.create_task(self._serve(slot), name=f"glassbus:{self.name}")
+        slot.task.add_done_callback(lambda task: self._slot_ended(slot, task))
+
+    def _slot_ended(self, slot: _Slot, task: asyncio.Task[None]) -> None:
+        """The slot's task was cancelled from outside, or the store failed it. It works again soon,
+        unless all is ending: a loop that shuts down is gone before the timer fires."""
+        error = None if task.cancelled() else task.exception()
+        if self._stopping or isinstance(error, UnknownSubscription):
+            return
+        if error is not None:
+            self._hub.state(
+                TransportFailed(
+                    at=self._clock.wall(),
+                    operation=f"claim of {self.name}",
+                    error=f"{type(error).__name__}: {safe_text(error)}",
+                    category=classify(error)[0],
+                    uncertain=False,
+                )
+            )
+        self._loop.call_later(_REOPEN_S, self._reopen, slot)
+
+    def _reopen(self, slot: _Slot) -> None:
+        if not self._stopping:
+            self._open_slot(slot)
+
+    async def stop(self, deadline_s: float) -> int:
+        """Take nothing more, let running handlers finish within `deadline_s`, give back the rest; how many."""
+        self._stopping = True
+        self.gate.close()
+        for slot in self._slots:
+            if slot.delivery is None and slot.task is not None:
+                slot.task.cancel()
+        await self._ended(deadline_s)
+        for slot in self._running():
+            assert slot.task is not None
+            slot.task.cancel()
+        await self._ended(_CLEAN_UP_S if self._threads is None else 0.0)
+        for slot in self._running():
+            if slot.delivery is not None and not slot.released:
+                self._given_back += 1
+                self._release(slot, Stopped("stopping"))
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if self._threads is not None:
+            self._threads.close()
+        return self._given_back
+
+    def _running(self) -> list[_Slot]:
+        return [s for s in self._slots if s.task is not None and not s.task.done()]
+
+    async def _ended(self, within_s: float) -> None:
+        tasks = [s.task for s in self._running() if s.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)
+
+    def runs(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether `task` is one of our slots, and so may not wait for our end."""
+        return any(slot.task is task for slot in self._slots)
+
+    # One message
+
+    async def _serve(self, slot: _Slot) -> None:
+        claim, name, gate = self._transport.claim, self.name, self.gate
+        while not self._stopping:
+            if gate.shut:
+                await gate.wait()
+                continue
+            delivery = await claim(name)
+            slot.permit = 0
+            if gate.guarded:
+                permit = gate.enter()
+                if permit is None:
+                    self._settle(delivery, Stopped("breaker_open"))
+                    continue
+                slot.permit = permit
+            if delivery.redelivered:
+                self._redelivered(delivery)
+            if delivery.attempt > self.subscription.retry.max_attempts:
+                self._poisoned(slot, delivery)
+                continue
+            await self._attempt(slot, delivery)
+
+    async def _attempt(self, slot: _Slot, delivery: Delivery) -> None:
+        now = self._clock.monotonic()
+        delivery.started_at = self._clock.wall()
+        slot.begin(delivery, now, self.subscription.timeout)
+        if self._alarm is None:
+            self._alarm = self._loop.call_later(self.subscription.timeout, self._ring)
+        try:
+            argument = self.subscription.handler.argument(delivery.envelope)
+            await self._handle(delivery, argument)
+        except BaseException as error:
+            self._raised(slot, delivery, error)
+        else:
+            self._returned(slot, delivery)
+        finally:
+            slot.delivery = None
+
+    async def _handle(self, delivery: Delivery, argument: Any) -> None:
+        """Run the handler in its own context, inside the scopes of the observers."""
+        context = self._context.copy()
+        context.run(current_delivery.set, delivery)
+        handler = self.subscription.handler
+        scope = self._hub.scope(delivery) if self._hub.scopes else NO_SCOPE
+        if self._threads is not None:
+            await self._handle_on_thread(context, delivery, argument, scope)
+        elif scope is NO_SCOPE:
+            await in_context(context.run(handler.call, delivery, argument), context)
+        else:
+            await in_context(_scoped(scope, handler, delivery, argument), context)
+
+    async def _handle_on_thread(
+        self,
+        context: Context,
+        delivery: Delivery,
+        argument: Any,
+        scope: contextlib.AbstractContextManager[None],
+    ) -> None:
+        assert self._threads is not None
+
+        def call() -> Any:
+            with scope:
+                return self.subscription.handler.call(delivery, argument)
+
+        result = await self._threads.run(context, call)
+        if asyncio.iscoroutine(result):
+            await in_context(result, context)
+
+    def _returned(self, slot: _Slot, delivery: Delivery) -> None:
+        now = self._clock.monotonic()
+        duration_s = now - slot.started
+        if slot.released:
+            self._regained(slot, delivery, duration_s)
+            return
+        late = slot.expired
+        if late:
+            self._forgive(slot)
+        tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
+        (tally.late_duration if late else tally.duration).observe(duration_s)
+        if delivery.attempt == 1 and not slot.permit and not late and not self._hub.wants(DeliveryHandled):
+            self._quiet += 1
+            self._transport.settle(delivery, HANDLED, self._recorded)
+            return
+        tally.late += late
+        self.gate.succeeded(delivery, slot.permit, now)
+        self._settle(delivery, Handled(duration_s, late))
+
+    def _raised(self, slot: _Slot, delivery: Delivery, error: BaseException) -> None:
+        caught = self._clock.monotonic()
+        duration_s = caught - slot.started
+        if slot.released:
+            self._regained(slot, delivery, duration_s)
+            if self._foreign_cancel(slot, error):
+                raise error
+            return
+        if isinstance(error, asyncio.CancelledError) and self._stopping and not slot.expired:
+            self._given_back += 1
+            self.gate.leave(slot.permit)
+            self._settle(delivery, Stopped("stopping"))
+            raise error
+        foreign = self._foreign_cancel(slot, error)
+        if slot.expired:
+            self._forgive(slot)
+            cause, error = error, HandlerTimedOut(f"handler ran longer than its timeout of {self.timeout_s:g} s")
+            error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
+        elif isinstance(error, asyncio.CancelledError):
+            error = HandlerCancelled("the handler was cancelled, and not by the bus")
+        report = self._report(delivery, error)
+        undecodable = isinstance(error, PayloadUndecodable)
+        self.housekeep()
+        if undecodable:
+            self.gate.leave(slot.permit)  # says nothing about what the handler depends on
+        else:
+            self.gate.failed(delivery, slot.permit, caught)
+        retryable = not undecodable and not isinstance(error, self.subscription.retry.dead_letter_on)
+        self._settle(delivery, Failed(report, duration_s, retryable))
+        self._handling(report.category.value).observe(self._clock.monotonic() - caught)
+        if foreign:
+            raise asyncio.CancelledError
+
+    def _foreign_cancel(self, slot: _Slot, error: BaseException) -> bool:
+        """Whether somebody outside cancelled this task: it must end then, or it would outlive its loop."""
+        assert slot.task is not None
+        ours = int(slot.expired and self._threads is None)
+        return isinstance(error, asyncio.CancelledError) and slot.task.cancelling() > ours
+
+    def _forgive(self, slot: _Slot) -> None:
+        """Take back our own cancellation, so that the task goes on as if it had not been."""
+        if self._threads is None and slot.task is not None:
+            slot.task.uncancel()
+
+    def housekeep(self) -> None:
+        """Pass on what the happy path only counted. Called about once a second, and before a failure counts."""
+        quiet, self._quiet = self._quiet, 0
+        self.gate.count_successes(quiet)
+        self._budget.earn(quiet)
+
+    def _regained(self, slot: _Slot, delivery: Delivery, ran_s: float) -> None:
+        slot.abandoned_at = 0.0
+        self._forgive(slot)
+        self._hub.state(SlotRegained(at=self._clock.wall(), delivery=delivery, ran_s=ran_s))
+
+    def _redelivered(self, delivery: Delivery) -> None:
+        if self._hub.wants(DeliveryRedelivered):
+            self._hub.state(DeliveryRedelivered(at=self._clock.wall(), delivery=delivery, reason=delivery.redelivered))
+
+    def _poisoned(self, slot: _Slot, delivery: Delivery) -> None:
+        """Every attempt it had ended in its owner's death, so it is not run again."""
+        self.gate.leave(slot.permit)
+        error = OwnerDied(f"the process died or lost its lease in each of {delivery.attempt - 1} attempts")
+        self._settle(delivery, OwnerGone(self._report(delivery, error)))
+
+    def _report(self, delivery: Delivery, error: BaseException) -> Any:
+        envelope = delivery.envelope
+        return self._sites.describe(
+            error,
+            error_id=f"{envelope.id}:{self.name}:{delivery.replays}.{delivery.attempt}",
+            at=self._clock.wall(),
+            component="handler",
+            context={
+                "message_id": envelope.id,
+                "topic": envelope.topic,
+                "subscription": self.name,
+                "attempt": delivery.attempt,
+            },
+            retry_count=delivery.attempt - 1,
+        )
+
+    def _handling(self, category: str) -> Buckets:
+        found = self.handling.get(category)
+        if found is None:
+            found = self.handling[category] = Buckets()
+        return found
+
+    # Deciding and settling
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        decision = decide(
+            delivery,
+            outcome,
+            self.subscription.retry,
+            self._clock.wall(),
+            self._uniform,
+            self._budget,
+            self._clock.monotonic(),
+        )
+        self._transport.settle(delivery, decision, self._recorded)
+
+    def _recorded(self, delivery: Delivery, decision: Decision, accepted: bool) -> None:
+        """The store has taken the decision: now it is true, and may be told."""
+        if not accepted:
+            self._hub.state(
+                SettlementRefused(at=self._clock.wall(), delivery=delivery, wanted=decision.state.name.lower())
+            )
+        elif decision.state is State.HANDLED:
+            tally = self.tallies[delivery.destination]
+            tally.handled += 1
+            tally.age.observe(self._clock.wall() - delivery.envelope.published_at)
+            self.recovered += delivery.attempt > 1
+        elif decision.state is State.DEAD_LETTERED:
+            self.dead_lettered += 1
+        elif decision.state is State.EXPIRED:
+            self.expired += 1
+        if decision.facts and accepted:
+            for fact in decision.facts:
+                self._hub.state(fact)
+        self._settled()
+
+    # Deadlines
+
+    def _ring(self) -> None:
+        """Act on every slot past its deadline, and set the alarm for the next one."""
+        now = self._clock.monotonic()
+        self._alarm = None
+        earliest = float("inf")
+        for slot in self._slots:
+            if slot.delivery is None or slot.released:
+                continue
+            if slot.deadline <= now + 1e-9:
+                self._overran(slot, slot.delivery, now)
+            if not slot.released:
+                earliest = min(earliest, slot.deadline)
+        if earliest < float("inf"):
+            self._alarm = self._loop.call_later(max(0.0, earliest - now), self._ring)
+
+    def _overran(self, slot: _Slot, delivery: Delivery, now: float) -> None:
+        """The next step for a handler past its deadline: cancel it, call it overdue, abandon it."""
+        limit = slot.started + self.subscription.abandon_after
+        if not slot.expired:
+            slot.expired = True
+            slot.deadline = limit
+            if self._threads is None:
+                assert slot.task is not None
+                slot.task.cancel()
+                slot.deadline = min(limit, now + _CLEAN_UP_S)
+                return
+            self._state_overdue(delivery)
+        elif now + 1e-9 < limit:
+            slot.deadline = limit
+            self._state_overdue(delivery)
+        else:
+            self._abandon(slot, delivery, now)
+
+    def _state_overdue(self, delivery: Delivery) -> None:
+        self._hub.state(AttemptOverdue(at=self._clock.wall(), delivery=delivery, timeout_s=self.timeout_s))
+
+    def _abandon(self, slot: _Slot, delivery: Delivery, now: float) -> None:
+        ran_s = now - slot.started
+        error = HandlerAbandoned(f"handler still ran after {ran_s:.3g} s and could not be stopped; its slot is lost")
+        slot.abandoned_at = now
+        self.gate.failed(delivery, slot.permit, now)
+        self._release(slot, Abandoned(self._report(delivery, error), ran_s))
+
+    def _release(self, slot: _Slot, outcome: Outcome) -> None:
+        """Settle the delivery while its handler still runs; what that yields later is not used."""
+        if slot.delivery is not None and not slot.released:
+            slot.released = True
+            self._settle(slot.delivery, outcome)
+
+
+async def _scoped(
+    scope: contextlib.AbstractContextManager[None], handler: Handler, delivery: Delivery, argument: Any
+) -> None:
+    with scope:
+        await handler.call(delivery, argument)
