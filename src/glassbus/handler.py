@@ -145,7 +145,7 @@ def in_context(coroutine: Coroutine[Any, Any, Any], context: Context) -> Generat
     while True:
         try:
             sent = yield waits_for
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the coroutine is to get it
             try:
                 waits_for = run(coroutine.throw, error)
             except StopIteration as stop:
@@ -185,7 +185,7 @@ class Threads:
         def job() -> None:
             try:
                 result = context.run(function)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - it is handed to the worker, which decides
                 self._answer(inbox, ended, None, error)
             else:
                 self._answer(inbox, ended, result, None)
@@ -239,6 +239,9 @@ class Threads:
             self._changed.wait_for(lambda: self._running == 0, timeout=self._GRACE_S)
 
     def poke(self) -> None:
+        """Handlers do not wait on our clock."""
+
+    def due(self) -> None:
         """Handlers do not wait on our clock."""
 
 

@@ -113,8 +113,22 @@ def test_a_deadlock_names_the_tasks_that_wait() -> None:
     async def scenario(clock: VirtualClock) -> None:
         await asyncio.create_task(forever(), name="the stuck one")
 
-    with pytest.raises(VirtualTimeStuckError, match=r"deadlock.*the stuck one waits at .*wait"):
+    with pytest.raises(VirtualTimeStuckError, match=r"deadlock.*the stuck one waits at .*forever"):
         run_virtual(scenario)
+
+
+def test_a_scenario_that_only_ticks_is_ended_at_the_limit() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            loop.call_later(1, tick)
+
+        tick()
+        await asyncio.Event().wait()
+
+    with pytest.raises(VirtualTimeStuckError, match=r"not done at virtual time 1,1\d\d s.*scenario"):
+        run_virtual(scenario, limit_s=100)
 
 
 def test_a_task_that_spins_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

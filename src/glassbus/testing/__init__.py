@@ -30,11 +30,17 @@ __all__ = [
 Result = TypeVar("Result")
 
 
-def run_virtual(scenario: Callable[[VirtualClock], Coroutine[Any, Any, Result]], *, seed: int | None = None) -> Result:
+def run_virtual(
+    scenario: Callable[[VirtualClock], Coroutine[Any, Any, Result]],
+    *,
+    seed: int | None = None,
+    limit_s: float = 86_400.0,
+) -> Result:
     """Run `scenario(clock)` to its end in virtual time and return its result.
 
-    Tasks that it leaves behind are cancelled, as `asyncio.run` does.
+    Tasks that it leaves behind are cancelled, as `asyncio.run` does. Raises
+    VirtualTimeStuckError when it can never end, or has not within `limit_s` virtual seconds.
     """
-    loop = VirtualTimeLoop(seed=seed)
+    loop = VirtualTimeLoop(seed=seed, limit_s=limit_s)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(scenario(VirtualClock(loop)))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import selectors
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from glassbus.testing.sleepers import Sleepers
@@ -21,6 +23,7 @@ _Args = TypeVarTuple("_Args")
 _THREAD_PATIENCE_S = 30.0
 # Real seconds to wait for a thread that nobody announced, before a deadlock is called one.
 _DEADLOCK_GRACE_S = 0.2
+_ASYNCIO = str(Path(asyncio.__file__).parent)
 # A loop that runs this often without time moving will never end.
 _TURNS_MAX = 1_000_000
 # Virtual seconds that may pass without a single callback while a sleeper gives no due time.
@@ -54,14 +57,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     function given to `run_in_executor` has returned or waits in `VirtualClock.sleep`
     or `Gate.wait`; so what threads do happens at the virtual time they were asked.
     Raises VirtualTimeStuckError when nothing can ever happen again, naming the tasks that
-    wait. Real sockets are not waited for.
+    wait, or when `limit_s` virtual seconds have passed. Real sockets are not waited for.
 
     With a `seed`, tasks that are ready together run in an order drawn from it. Plain
     callbacks keep their order, which asyncio promises.
     """
 
-    def __init__(self, *, seed: int | None = None, start: float = 1000.0) -> None:
+    def __init__(self, *, seed: int | None = None, start: float = 1000.0, limit_s: float = math.inf) -> None:
         self._now = start
+        self._end = start + limit_s
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - a schedule, not a secret
         self.sleepers = Sleepers()
         self._turns = 0
@@ -121,6 +125,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             if not events:
                 raise VirtualTimeStuckError(f"deadlock: nothing is ready and no timer is set. {self._pending()}")
             return events
+        if moment > self._end:
+            raise VirtualTimeStuckError(
+                f"not done at virtual time {self._now:,.0f} s, and only timers are left. {self._pending()}"
+            )
         if moment > self._now:
             self._now = moment
             self._turns = 0
@@ -222,10 +230,12 @@ def _nothing() -> None:
 
 
 def _where(task: asyncio.Task[Any]) -> str:
-    """The innermost place where `task` waits."""
+    """The innermost place outside asyncio where `task` waits."""
     awaited: Any = task.get_coro()
     frame = None
     while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None) or frame
+        inner = getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)
+        if inner is not None and (frame is None or not inner.f_code.co_filename.startswith(_ASYNCIO)):
+            frame = inner
         awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
     return f"{frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})" if frame else "an unknown place"
