@@ -337,6 +337,6 @@ def safe_text(error: BaseException, cap: int = 1024) -> str:
         # str.__str__: the answer may be of a subclass with methods of its own.
         text = str.__str__(str(error))[: cap + 1]
         text = text.encode("utf-8", "replace").decode()
-    except BaseException as raised:
+    except BaseException as raised:  # noqa: BLE001 - a user's __str__ may raise anything
         return f"<{type(error).__name__} whose __str__ raised {type(raised).__name__}>"
     return text if len(text) <= cap else text[: cap - 1] + "…"
