@@ -1,0 +1,64 @@
+# Each target sets up what it needs in .venv, from locked versions, and is quick when that is done already.
+# PYTHON=python3.12 chooses the interpreter; ARGS="..." goes to the program that a target runs.
+# Written for GNU make 3.81 too, which is what macOS has.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETUP := PYTHON="$(PYTHON)" sh scripts/setup.sh "$(VENV)"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint types layers lockcheck check bench format lock clean _run _dev _typing _bench
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: _run ## see a bus at work in this terminal: ARGS="--seconds 10"
+	@$(BIN)/glassbus demo $(ARGS)
+
+test: _dev ## run the tests: ARGS="-k retry" for some
+	@$(BIN)/python -m pytest $(ARGS)
+
+setup: _dev ## make .venv ready for work
+
+lint: _dev ## style: ruff check and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: _typing ## types: mypy strict on all, basedpyright on the public face
+	@$(BIN)/mypy
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+layers: _dev ## layering: who may import whom
+	@$(BIN)/lint-imports
+
+lockcheck: _dev ## whether the locks still fit what they were made from
+	@$(BIN)/python scripts/lock.py --check
+
+check: lint types layers lockcheck test ## all of the above, as CI does
+
+format: _dev ## let ruff put things right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: _bench ## measure against peers: ARGS="--help"
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: _dev ## lock dependencies again (needs Python 3.11): ARGS="--upgrade" for newer ones
+	@$(BIN)/python scripts/lock.py $(ARGS)
+
+clean: ## remove everything that can be made again
+	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+_run:
+	@$(SETUP) run build runtime
+
+_dev:
+	@$(SETUP) dev build runtime dev
+
+_typing:
+	@$(SETUP) typing build runtime dev typing
+
+_bench:
+	@$(SETUP) bench build runtime bench
