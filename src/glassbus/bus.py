@@ -81,8 +81,11 @@ _OUR_FILES = frozenset({__file__, Worker.__init__.__code__.co_filename, Handler.
 _TOPICS_MAX = 10_000
 _TICK_S = 1.0
 _PROBE_EVERY_S = 5.0
-_WEYL = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
+# Message ids end in 60 bits that run through every value once, in an order that looks random
+# (a Weyl sequence: any odd step does). A leading 1 keeps them 16 hexadecimal digits long.
+_ID_STEP = 0x9E3779B97F4A7C1
+_ID_MASK = (1 << 60) - 1
+_ID_TOP = 1 << 60
 
 
 class Drained(frozenset[str]):
@@ -137,9 +140,12 @@ class MessageBus:
         )
         self._addresses = addresses(url)
         self.clock: Clock = clock if clock is not None else SystemClock()
+        self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
         self._transport: Transport = make_transport(
             self._addresses, settings=self.settings, clock=self.clock, durability=durability
         )
+        self._level = self._transport.features.level
+        self._patience_s = publish_timeout
         self.journal = Journal()
         self.registry = registry
         self.tracer_provider = tracer_provider
@@ -157,7 +163,6 @@ class MessageBus:
         self._declaring: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
-        self._progress: asyncio.Event | None = None
         self._window = SuccessWindow()
         self._started_at = 0.0
         self._turned_at = 0.0
@@ -166,7 +171,7 @@ class MessageBus:
         self._refused = 0
         now = int(self.clock.wall()) & 0xFFFFFFFF
         self._id_prefix = f"{now:08x}{secrets.token_hex(4)}"
-        self._id_next = secrets.randbits(64)
+        self._id_next = secrets.randbits(60)
         self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
         self.breakers = Breakers(self._workers, self._hold)
         self.observe(self.journal)
@@ -305,7 +310,6 @@ class MessageBus:
             clock=self.clock,
             sites=self._sites,
             uniform=self._random.random,
-            settled=self._settled,
         )
         worker.tally(destination(spec.pattern, (s.spec.pattern for s in self._subscriptions.values())))
         self._workers[spec.name] = worker
@@ -320,7 +324,6 @@ class MessageBus:
         if self._state != "new":
             raise ConfigurationError(f"bus {self.name!r} is {self._state}; a bus starts once: make a new one")
         self._state = "starting"
-        self._progress = asyncio.Event()
         listener = _Listener(self)
         try:
             await self._transport.open(listener)
@@ -409,14 +412,22 @@ class MessageBus:
         Raises PublishRejected (certainly not stored; its subclasses say why) or PublishUncertain
         (may be stored: publish again with the same id).
         """
-        started = self.clock.monotonic()
+        started = self._monotonic()
         try:
             envelope = self._seal(topic, payload, message_id, key, priority, headers, delay, expires_in)
         except PublishRejected as error:
             self._state_refused(topic, message_id, error, started)
             raise
-        stored = (await self._store((envelope,), started))[0]
-        return Receipt(envelope.id, self._transport.features.level, stored.subscriptions, stored.duplicate)
+        if self._declaring:
+            await asyncio.gather(*self._declaring)
+        batch = (envelope,)
+        try:
+            stored = (await self._transport.publish(batch, 0.0 if current_delivery.get() else self._patience_s))[0]
+        except BaseException as error:
+            self._not_stored(batch, error, started)
+            raise
+        self._count(envelope, stored, self._monotonic() - started)
+        return Receipt(envelope.id, self._level, stored.subscriptions, stored.duplicate)
 
     async def publish_many(self, messages: Iterable[Outgoing | tuple[str, Any]]) -> list[Receipt]:
         """Store a batch: all of it or nothing, with one receipt for each message in order.
@@ -446,9 +457,19 @@ class MessageBus:
                 raise
         if not sealed:
             return []
-        stored = await self._store(sealed, started)
-        level = self._transport.features.level
-        return [Receipt(e.id, level, s.subscriptions, s.duplicate) for e, s in zip(sealed, stored, strict=True)]
+        if self._declaring:
+            await asyncio.gather(*self._declaring)
+        try:
+            stored = await self._transport.publish(sealed, 0.0 if current_delivery.get() else self._patience_s)
+        except BaseException as error:
+            self._not_stored(sealed, error, started)
+            raise
+        duration_s = self._monotonic() - started
+        receipts = []
+        for envelope, outcome in zip(sealed, stored, strict=True):
+            self._count(envelope, outcome, duration_s)
+            receipts.append(Receipt(envelope.id, self._level, outcome.subscriptions, outcome.duplicate))
+        return receipts
 
     def _seal(
         self,
@@ -474,10 +495,14 @@ class MessageBus:
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
         carried = check_headers(headers) if headers else {}
+        plain = message_id is None and key is None and expires_in is None and not delay
+        if plain and priority is Priority.NORMAL:
+            if self._propagators:
+                self._inject(carried)
+            return Envelope(self._next_id(), topic, body, codec.name, carried, 1, None, self._wall())
         remember = message_id is not None
         if message_id is None:
-            self._id_next = low = (self._id_next + _WEYL) & _MASK
-            message_id = f"{self._id_prefix}{low:016x}"
+            message_id = self._next_id()
         else:
             check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
         if key is not None:
@@ -490,14 +515,21 @@ class MessageBus:
             expires_at = now + _seconds("expires_in", expires_in)
         if type(priority) is not Priority:
             priority = _priority(priority)
-        for propagator in self._propagators:
-            try:
-                propagator.inject(carried)
-            except BaseException as error:
-                self.hub.failed(propagator, "inject", error)
+        self._inject(carried)
         return Envelope(
             message_id, topic, body, codec.name, carried, priority.value, key, now, due_at, expires_at, remember
         )
+
+    def _inject(self, headers: dict[str, str]) -> None:
+        for propagator in self._propagators:
+            try:
+                propagator.inject(headers)
+            except BaseException as error:  # noqa: BLE001 - a propagator may raise anything; the message goes out
+                self.hub.failed(propagator, "inject", error)
+
+    def _next_id(self) -> str:
+        self._id_next = low = (self._id_next + _ID_STEP) & _ID_MASK
+        return self._id_prefix + hex(low + _ID_TOP)[2:]
 
     def _refuse_state(self) -> None:
         if self._broken:
@@ -505,33 +537,26 @@ class MessageBus:
         hint = "start it with 'async with bus' or 'await bus.start()'" if self._state == "new" else "it takes no more"
         raise BusNotRunning(f"bus {self.name!r} is {self._state}: {hint}")
 
-    async def _store(self, batch: Sequence[Envelope], started: float) -> Sequence[Stored]:
-        if self._declaring:
-            await asyncio.gather(*self._declaring)
-        wait_s = self.settings.publish_timeout if current_delivery.get() is None else 0.0
-        try:
-            stored = await self._transport.publish(batch, wait_s)
-        except PublishRejected as error:
+    def _count(self, envelope: Envelope, stored: Stored, duration_s: float) -> None:
+        """Count a stored message, and state what somebody asked to see."""
+        tally = self._topics.get(envelope.topic) or self._tally(envelope.topic)
+        if stored.duplicate or not stored.subscriptions:
+            self._state_unusual(envelope, stored, tally.destination, duration_s)
+            return
+        tally.accepted += 1
+        tally.duration.observe(duration_s)
+        if self.hub.shows_happy or (envelope.headers and self._sampling):
+            self._state_published(envelope, stored, tally.destination, duration_s)
+
+    def _not_stored(self, batch: Sequence[Envelope], error: BaseException, started: float) -> None:
+        """State what became of a publish that the store did not simply take."""
+        if isinstance(error, PublishRejected):
             for envelope in batch:
                 self._state_refused(envelope.topic, envelope.id, error, started)
-            raise
-        except PublishUncertain as error:
-            self._state_uncertain(batch, safe_text(error), started)
-            raise
-        except asyncio.CancelledError:
+        elif isinstance(error, asyncio.CancelledError):
             self._state_uncertain(batch, "the publish was cancelled", started)
-            raise
-        duration_s = self.clock.monotonic() - started
-        for envelope, one in zip(batch, stored, strict=True):
-            tally = self._topics.get(envelope.topic) or self._tally(envelope.topic)
-            if one.duplicate or not one.subscriptions:
-                self._state_unusual(envelope, one, tally.destination, duration_s)
-                continue
-            tally.accepted += 1
-            tally.duration.observe(duration_s)
-            if (self._sampling and envelope.headers) or self.hub.wants(MessagePublished):
-                self._state_published(envelope, one, tally.destination, duration_s)
-        return stored
+        else:
+            self._state_uncertain(batch, safe_text(error), started)
 
     def _tally(self, topic: str) -> PublishTally:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""
@@ -598,20 +623,26 @@ class MessageBus:
         Those held by a pause or an open breaker, and messages due later (`delay`), are left and
         named in the result. Raises TimeoutError after `timeout` seconds, if given.
         """
-        assert self._progress is not None, "drain needs a running bus"
         async with asyncio.timeout(timeout):
             while True:
-                self._progress.clear()
                 if self._declaring:
                     await asyncio.gather(*self._declaring)
                 await self._transport.flush()
                 busy, left = self._unfinished()
                 if not busy:
                     return Drained(left)
-                # Another process may do the work, so look again even when nothing happens here.
-                timer = asyncio.get_running_loop().call_later(0.05, self._progress.set)
-                await self._progress.wait()
-                timer.cancel()
+                await self._progress()
+
+    async def _progress(self) -> None:
+        """Wait until something is settled here. Another process may do the work, so not for long."""
+        settled = asyncio.Event()
+        timer = asyncio.get_running_loop().call_later(0.05, settled.set)
+        for worker in self._workers.values():
+            worker.on_settled = settled.set
+        await settled.wait()
+        timer.cancel()
+        for worker in self._workers.values():
+            worker.on_settled = None
 
     def _unfinished(self) -> tuple[bool, dict[str, str]]:
         busy, left = False, {}
@@ -777,11 +808,6 @@ class MessageBus:
         return self.journal.dropped
 
     # Turning over
-
-    def _settled(self) -> None:
-        progress = self._progress
-        if progress is not None and not progress.is_set():
-            progress.set()
 
     def _tick(self) -> None:
         """About once a second: pass on counts, sample health, check the ledger, probe the store."""

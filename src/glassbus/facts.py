@@ -18,7 +18,7 @@ from glassbus.errors import ErrorCategory, ErrorReport
 from glassbus.message import Envelope, Level
 
 
-class Delivery(msgspec.Struct, eq=False):
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """One message on its way through one subscription: the unit of work.
 
     `attempt` is the run it is claimed for, from 1. `destination` is the bounded

@@ -43,6 +43,7 @@ class Handler:
         self.function = function
         self.is_async = _is_async(function)
         self.wants_message, self.kind, self.wants_delivery = _parameters(function)
+        self.is_simple = inspect.iscoroutinefunction(function) and not self.wants_delivery
         self._decoders = {name: codec.decoder(self.kind) for name, codec in CODECS.items()}
 
     @property
@@ -131,17 +132,22 @@ def _hint(function: Callable[..., Any], parameter: str, shown: str) -> Any:
 
 
 @types.coroutine
-def in_context(coroutine: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
+def in_context(
+    coroutine: Coroutine[Any, Any, Any], context: Context, waits_for: Any = None
+) -> Generator[Any, Any, Any]:
     """Await `coroutine` in the current task, each step run in `context`.
+
+    `waits_for` is what it yielded when its first step was already run.
 
     What it yields up goes to the loop, what comes back (values, errors, cancellation)
     goes down, so timeouts, task groups and cancellation inside it work as in any task.
     """
     run = context.run
-    try:
-        waits_for = run(coroutine.send, None)
-    except StopIteration as stop:
-        return stop.value
+    if waits_for is None:
+        try:
+            waits_for = run(coroutine.send, None)
+        except StopIteration as stop:
+            return stop.value
     while True:
         try:
             sent = yield waits_for

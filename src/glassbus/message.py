@@ -65,7 +65,7 @@ class Message(msgspec.Struct, Generic[Payload], frozen=True):
     published_at: float = 0.0
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """Proof that a message was accepted.
 
     `level` says what it now survives. `subscriptions` names the queues it went
@@ -92,7 +92,8 @@ class Outgoing(msgspec.Struct, frozen=True):
     expires_in: float | None = None
 
 
-class Envelope(msgspec.Struct, frozen=True):
+# No instance can be part of a reference cycle, so the collector need not look at it.
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """A message as a transport keeps it: the payload is bytes.
 
     Times are wall seconds; 0.0 means none. `remember` asks the transport to

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol, get_args, runtime_checkable
 
 from glassbus.errors import safe_text as safe_text  # it was born here, and is needed below
-from glassbus.facts import Fact, FactType, ObserverFailed, Work
+from glassbus.facts import DeliveryHandled, Fact, FactType, MessagePublished, ObserverFailed, Work
 
 ALL_FACTS: frozenset[FactType] = frozenset(get_args(Fact))
 
@@ -61,6 +61,7 @@ class Hub:
         self._observers: tuple[Observer, ...] = ()
         self._by_type: dict[FactType, tuple[Observer, ...]] = {}
         self._scoping: tuple[Observer, ...] = ()
+        self.shows_happy = False
         #: Raised calls for each observer, by its name.
         self.failures: dict[str, int] = {}
         for observer in observers:
@@ -88,6 +89,8 @@ class Hub:
         self._observers = observers
         self._by_type = {kind: tuple(o for o in observers if kind in self._interests[id(o)]) for kind in ALL_FACTS}
         self._scoping = tuple(o for o in observers if _has_scope(o))
+        #: Whether anyone wants the facts of the happy path; asked for each message, so kept ready.
+        self.shows_happy = self.wants(MessagePublished) or self.wants(DeliveryHandled)
 
     def wants(self, kind: FactType) -> bool:
         """Whether anyone would see a fact of this type; if not, do not build it."""

@@ -88,23 +88,21 @@ class Subscription(msgspec.Struct, frozen=True):
 class _Slot:
     """Room for one attempt at a time."""
 
-    __slots__ = ("abandoned_at", "deadline", "delivery", "expired", "permit", "released", "started", "task")
+    __slots__ = ("abandoned_at", "deadline", "delivery", "expired", "permit", "released", "started", "task", "touched")
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
         self.delivery: Delivery | None = None
-        self.permit = 0
         self.started = 0.0
         self.deadline = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Ready for an attempt with nothing special about it."""
+        self.touched = False  # anything below was set
+        self.permit = 0
         self.expired = False
         self.released = False  # the delivery was settled over the running handler's head
-        self.abandoned_at = 0.0
-
-    def begin(self, delivery: Delivery, now: float, timeout: float) -> None:
-        self.delivery = delivery
-        self.started = now
-        self.deadline = now + timeout
-        self.expired = self.released = False
         self.abandoned_at = 0.0
 
 
@@ -120,7 +118,6 @@ class Worker:
         clock: Clock,
         sites: FailureSites,
         uniform: Callable[[], float],
-        settled: Callable[[], None],
     ) -> None:
         self.subscription = subscription
         self.name = subscription.spec.name
@@ -134,7 +131,8 @@ class Worker:
         self._clock = clock
         self._sites = sites
         self._uniform = uniform
-        self._settled = settled
+        #: Called after each settlement is recorded, while somebody waits for that.
+        self.on_settled: Callable[[], None] | None = None
         self._quiet = 0
         self._given_back = 0
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
@@ -142,6 +140,12 @@ class Worker:
         self._alarm: asyncio.TimerHandle | None = None
         self._stopping = False
         self._context = copy_context()
+        self._monotonic, self._wall = clock.monotonic, clock.wall
+        self._argument = subscription.handler.argument
+        self._function = subscription.handler.function
+        # A coroutine function that takes just the message needs nothing but a context around it.
+        self._simple = subscription.handler.is_simple
+        self.timeout_s = subscription.timeout
         self._threads: Threads | None = None
 
     # What can be seen from outside
@@ -166,10 +170,6 @@ class Worker:
     def limit(self) -> int:
         """Slots that can work: those whose handler was abandoned are lost until it returns."""
         return sum(not slot.abandoned_at for slot in self._slots)
-
-    @property
-    def timeout_s(self) -> float:
-        return self.subscription.timeout
 
     @property
     def state(self) -> str:
@@ -262,13 +262,13 @@ class Worker:
                 await gate.wait()
                 continue
             delivery = await claim(name)
-            slot.permit = 0
             if gate.guarded:
                 permit = gate.enter()
                 if permit is None:
                     self._settle(delivery, Stopped("breaker_open"))
                     continue
                 slot.permit = permit
+                slot.touched = True
             if delivery.redelivered:
                 self._redelivered(delivery)
             if delivery.attempt > self.subscription.retry.max_attempts:
@@ -277,25 +277,44 @@ class Worker:
             await self._attempt(slot, delivery)
 
     async def _attempt(self, slot: _Slot, delivery: Delivery) -> None:
-        now = self._clock.monotonic()
-        delivery.started_at = self._clock.wall()
-        slot.begin(delivery, now, self.subscription.timeout)
+        slot.started = now = self._monotonic()
+        slot.deadline = now + self.timeout_s
+        slot.delivery = delivery
         if self._alarm is None:
-            self._alarm = self._loop.call_later(self.subscription.timeout, self._ring)
+            self._alarm = self._loop.call_later(self.timeout_s, self._ring)
         try:
-            argument = self.subscription.handler.argument(delivery.envelope)
-            await self._handle(delivery, argument)
-        except BaseException as error:
+            argument = self._argument(delivery.envelope)
+            context = self._context.copy()
+            context.run(current_delivery.set, delivery)
+            if self._simple and not self._hub.scopes:
+                coroutine = self._function(argument)
+                # Most handlers that wait for nothing are done after one step.
+                try:
+                    waits_for = context.run(coroutine.send, None)
+                except StopIteration:
+                    pass
+                else:
+                    await in_context(coroutine, context, waits_for)
+            else:
+                await self._handle(delivery, argument, context)
+        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
             self._raised(slot, delivery, error)
         else:
-            self._returned(slot, delivery)
+            if slot.touched or delivery.attempt != 1 or self._hub.shows_happy:
+                self._returned(slot, delivery)
+            else:
+                tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
+                tally.duration.observe(self._monotonic() - now)
+                self._quiet += 1
+                self._transport.settle(delivery, HANDLED, self._recorded)
         finally:
             slot.delivery = None
+            if slot.touched:
+                slot.clear()
 
-    async def _handle(self, delivery: Delivery, argument: Any) -> None:
+    async def _handle(self, delivery: Delivery, argument: Any, context: Context) -> None:
         """Run the handler in its own context, inside the scopes of the observers."""
-        context = self._context.copy()
-        context.run(current_delivery.set, delivery)
+        delivery.started_at = self._wall()
         handler = self.subscription.handler
         scope = self._hub.scope(delivery) if self._hub.scopes else NO_SCOPE
         if self._threads is not None:
@@ -331,19 +350,16 @@ class Worker:
         late = slot.expired
         if late:
             self._forgive(slot)
-        tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
+        tally = self.tally(delivery.destination)
         (tally.late_duration if late else tally.duration).observe(duration_s)
-        if delivery.attempt == 1 and not slot.permit and not late and not self._hub.wants(DeliveryHandled):
-            self._quiet += 1
-            self._transport.settle(delivery, HANDLED, self._recorded)
-            return
         tally.late += late
         self.gate.succeeded(delivery, slot.permit, now)
         self._settle(delivery, Handled(duration_s, late))
 
     def _raised(self, slot: _Slot, delivery: Delivery, error: BaseException) -> None:
-        caught = self._clock.monotonic()
+        caught = self._monotonic()
         duration_s = caught - slot.started
+        delivery.started_at = self._wall() - duration_s
         if slot.released:
             self._regained(slot, delivery, duration_s)
             if self._foreign_cancel(slot, error):
@@ -444,6 +460,13 @@ class Worker:
 
     def _recorded(self, delivery: Delivery, decision: Decision, accepted: bool) -> None:
         """The store has taken the decision: now it is true, and may be told."""
+        if decision is HANDLED and accepted:
+            tally = self.tallies[delivery.destination]
+            tally.handled += 1
+            tally.age.observe(self._wall() - delivery.envelope.published_at)
+            if self.on_settled is not None:
+                self.on_settled()
+            return
         if not accepted:
             self._hub.state(
                 SettlementRefused(at=self._clock.wall(), delivery=delivery, wanted=decision.state.name.lower())
@@ -460,7 +483,8 @@ class Worker:
         if decision.facts and accepted:
             for fact in decision.facts:
                 self._hub.state(fact)
-        self._settled()
+        if self.on_settled is not None:
+            self.on_settled()
 
     # Deadlines
 
@@ -483,7 +507,7 @@ class Worker:
         """The next step for a handler past its deadline: cancel it, call it overdue, abandon it."""
         limit = slot.started + self.subscription.abandon_after
         if not slot.expired:
-            slot.expired = True
+            slot.expired = slot.touched = True
             slot.deadline = limit
             if self._threads is None:
                 assert slot.task is not None
@@ -510,7 +534,7 @@ class Worker:
     def _release(self, slot: _Slot, outcome: Outcome) -> None:
         """Settle the delivery while its handler still runs; what that yields later is not used."""
         if slot.delivery is not None and not slot.released:
-            slot.released = True
+            slot.released = slot.touched = True
             self._settle(slot.delivery, outcome)
 
 

@@ -155,11 +155,13 @@ def decide(
             expired = DeliveryExpired(at=now, delivery=delivery)
             return Decision(State.EXPIRED, delivery.attempt - 1, facts=(*ended, expired))
         case OwnerGone():
-            return _dead_letter(delivery, outcome.report, "owner_died", now, delivery.attempt - 1, ())
+            # The claims that found its owners dead ran no handler.
+            ran = min(delivery.attempt - 1, retry.max_attempts)
+            return _dead_letter(delivery, outcome.report, "owner_died", now, ran, ())
         case Abandoned():
-            ran = AttemptAbandoned(at=now, delivery=delivery, ran_s=outcome.duration_s)
+            abandoned = AttemptAbandoned(at=now, delivery=delivery, ran_s=outcome.duration_s)
             failed = AttemptFailed(at=now, delivery=delivery, report=outcome.report, duration_s=outcome.duration_s)
-            return _dead_letter(delivery, outcome.report, "abandoned", now, delivery.attempt, (failed, ran))
+            return _dead_letter(delivery, outcome.report, "abandoned", now, delivery.attempt, (failed, abandoned))
         case Failed():
             return _after_failure(delivery, outcome, retry, now, uniform, budget, monotonic_now)
     assert_never(outcome)

@@ -31,15 +31,15 @@ class PriorityTurn:
     __slots__ = ("_at",)
 
     def __init__(self) -> None:
-        self._at = 0
+        self._at = -1
 
     def order(self) -> tuple[int, ...]:
         """Priorities in the order to try for one claim; the first is the one whose turn it is."""
-        first = CYCLE[self._at]
-        self._at = (self._at + 1) % len(CYCLE)
-        return _ORDERS[first]
+        self._at = at = (self._at + 1) % _TURNS
+        return _ORDERS[at]
 
 
-_ORDERS: dict[int, tuple[int, ...]] = {
-    int(first): (int(first), *(int(p) for p in sorted(Priority, reverse=True) if p != first)) for first in Priority
-}
+_TURNS = len(CYCLE)
+_ORDERS: tuple[tuple[int, ...], ...] = tuple(
+    (first, *(int(p) for p in sorted(Priority, reverse=True) if p != first)) for first in CYCLE
+)

@@ -68,8 +68,10 @@ class _Queue:
     """The deliveries of one subscription."""
 
     def __init__(self, spec: SubscriptionSpec) -> None:
-        self.spec = spec
+        self.name = spec.name
+        self.update(spec)
         self.hold = Hold()
+        self.held = False
         self.consumed = False
         self.ready: tuple[deque[Delivery], ...] = (deque(), deque(), deque(), deque())
         self.turn = PriorityTurn()
@@ -82,6 +84,10 @@ class _Queue:
         self.claimers: deque[asyncio.Future[None]] = deque()
         self.accepted = self.handled = self.expired = self.discarded = 0
         self.pending = 0
+
+    def update(self, spec: SubscriptionSpec) -> None:
+        self.spec = spec
+        self.capacity = spec.capacity
 
     def account(self) -> Account:
         return Account(
@@ -207,14 +213,14 @@ class MemoryTransport:
         if queue is None:
             queue = self._queues[spec.name] = _Queue(spec)
             self._take_restored(queue)
-        queue.spec = spec
+        queue.update(spec)
         queue.consumed = queue.consumed or consume
         self._routes.clear()
         return queue.hold
 
     def _take_restored(self, queue: _Queue) -> None:
-        mine = [held for held in self._restored if held.subscription == queue.spec.name]
-        self._restored = [held for held in self._restored if held.subscription != queue.spec.name]
+        mine = [held for held in self._restored if held.subscription == queue.name]
+        self._restored = [held for held in self._restored if held.subscription != queue.name]
         for held in mine:
             queue.accepted += 1
             sequence = next(self._sequence)
@@ -245,7 +251,7 @@ class MemoryTransport:
 
     async def set_hold(self, name: str, hold: Hold, /) -> None:
         queue = self._queue(name)
-        queue.hold = hold
+        queue.hold, queue.held = hold, hold.held
         if not hold.held:
             for _ in range(len(queue.claimers)):
                 queue.wake()
@@ -262,17 +268,20 @@ class MemoryTransport:
     async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
         if len(batch) == 1:
             envelope = batch[0]
-            route = self._routes.get(envelope.topic) or self._route(envelope.topic)
+            queues, label, outcome = self._routes.get(envelope.topic) or self._route(envelope.topic)
             if not (envelope.remember or envelope.due_at or envelope.expires_at):
-                for queue in route[0]:
-                    if queue.pending >= queue.spec.capacity:
+                for queue in queues:
+                    if queue.pending >= queue.capacity:
                         break
                 else:
-                    for queue in route[0]:
+                    for queue in queues:
                         queue.accepted += 1
                         queue.pending += 1
-                        queue.put(Delivery(envelope, queue.spec.name, route[1], 0, next(self._sequence)))
-                    return route[2]
+                        delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
+                        queue.ready[envelope.priority].append(delivery)
+                        if queue.claimers:
+                            queue.wake()
+                    return outcome
         return await self._publish_slowly(batch, wait_s)
 
     def _route(self, topic: str) -> tuple[tuple[_Queue, ...], str, list[Stored]]:
@@ -304,8 +313,8 @@ class MemoryTransport:
             )
         if full is not None and full[1] is Rung.REFUSE:
             queue = full[0]
-            self._listener.state(OverflowHandled(at=now, subscription=queue.spec.name, action="refuse"))
-            raise QueueFull(queue.spec.name, queue.spec.capacity, waited_s)
+            self._listener.state(OverflowHandled(at=now, subscription=queue.name, action="refuse"))
+            raise QueueFull(queue.name, queue.capacity, waited_s)
         self._known.update(remembered)
         for envelope in fresh:
             for queue in self._routes[envelope.topic][0]:
@@ -346,14 +355,14 @@ class MemoryTransport:
         incoming: dict[str, int] = {}
         for envelope in fresh:
             for queue in self._routes[envelope.topic][0]:
-                incoming[queue.spec.name] = incoming.get(queue.spec.name, 0) + 1
+                incoming[queue.name] = incoming.get(queue.name, 0) + 1
         worst: tuple[_Queue, Rung] | None = None
         for name, count in incoming.items():
             queue = self._queues[name]
             rung = next_rung(
                 pending=queue.pending,
                 incoming=count,
-                capacity=queue.spec.capacity,
+                capacity=queue.capacity,
                 waited_s=waited_s,
                 wait_max_s=wait_s,
                 consumed=queue.consumed,
@@ -383,9 +392,9 @@ class MemoryTransport:
 
     def _store(self, queue: _Queue, envelope: Envelope, now: float) -> None:
         label = self._routes[envelope.topic][1]
-        delivery = Delivery(envelope, queue.spec.name, label, 0, next(self._sequence))
+        delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
         queue.accepted += 1
-        if queue.pending >= queue.spec.capacity:
+        if queue.pending >= queue.capacity:
             self._overflow(queue, delivery, now)
         else:
             self._accept(queue, delivery)
@@ -394,7 +403,7 @@ class MemoryTransport:
         queue.pending += 1
         envelope = delivery.envelope
         if envelope.expires_at:
-            heapq.heappush(self._expiring, (envelope.expires_at, delivery.handle, queue.spec.name, delivery))
+            heapq.heappush(self._expiring, (envelope.expires_at, delivery.handle, queue.name, delivery))
             self._arm(envelope.expires_at - self._clock.wall())
         if envelope.due_at > self._clock.wall():
             heapq.heappush(queue.scheduled, (envelope.due_at, delivery.handle, delivery))
@@ -403,13 +412,13 @@ class MemoryTransport:
             queue.put(delivery)
 
     def _overflow(self, queue: _Queue, delivery: Delivery, now: float) -> None:
-        name = queue.spec.name
+        name = queue.name
         report = ErrorReport(
             error_id=f"{delivery.envelope.id}:{name}:overflow",
             timestamp=now,
             category=ErrorCategory.QUEUE_OVERFLOW,
             severity=ErrorSeverity.HIGH,
-            message=f"queue of {name!r} is full ({queue.spec.capacity}) and nothing consumes it",
+            message=f"queue of {name!r} is full ({queue.capacity}) and nothing consumes it",
             exception_type="QueueFull",
             fingerprint=f"overflow:{name}",
             component="queue",
@@ -421,9 +430,9 @@ class MemoryTransport:
     # Claiming and settling
 
     async def claim(self, name: str, /) -> Delivery:
-        queue = self._queue(name)
+        queue = self._queues.get(name) or self._queue(name)
         while True:
-            if not queue.hold.held:
+            if queue.pending and not queue.held:
                 for priority in queue.turn.order():
                     lane = queue.ready[priority]
                     while lane:
@@ -456,11 +465,14 @@ class MemoryTransport:
             return
         queue.in_flight.remove(delivery)
         state = decision.state
+        key = delivery.envelope.key
         if state is State.HANDLED:
             queue.handled += 1
+            if key is None:
+                recorded(delivery, decision, True)
+                return
         else:
             self._settle_otherwise(queue, delivery, decision)
-        key = delivery.envelope.key
         if key is not None and state is not State.READY and not (queue.spec.strict_key and state is State.RETRYING):
             queue.free_key(key)
         recorded(delivery, decision, True)
@@ -496,7 +508,7 @@ class MemoryTransport:
         queue.dead[str(delivery.handle)] = DeadLetterRecord(
             id=str(delivery.handle),
             envelope=delivery.envelope,
-            subscription=queue.spec.name,
+            subscription=queue.name,
             destination=delivery.destination,
             attempts=delivery.attempt,
             report=report,
