@@ -1,0 +1,365 @@
+"""The circuit breaker against a model that a reader can check, and the two rules for tripping."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from glassbus.errors import ConfigurationError
+from glassbus.policy.breaker import (
+    LEGAL,
+    Breaker,
+    BreakerState,
+    ConsecutiveFailures,
+    DistinctFailures,
+    Transition,
+)
+
+CLOSED, OPEN, HALF_OPEN = BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN
+FORCED_OPEN, DISABLED = BreakerState.FORCED_OPEN, BreakerState.DISABLED
+THRESHOLD, OPEN_FOR, PROBE_TIMEOUT = 3, 10.0, 4.0
+
+
+class BreakerMachine(RuleBasedStateMachine):
+    """A breaker that trips after three failures in a row, driven in every way at once."""
+
+    @initialize(probes=st.integers(1, 3))
+    def make(self, probes: int) -> None:
+        self.now = 100.0
+        self.probes = probes
+        self.breaker: Breaker[str] = Breaker(
+            ConsecutiveFailures(THRESHOLD), open_for_s=OPEN_FOR, probes=probes, probe_timeout_s=PROBE_TIMEOUT
+        )
+        # The model.
+        self.state = CLOSED
+        self.in_a_row = 0
+        self.opened_at = 0.0
+        self.generation = 0
+        self.succeeded = 0
+        self.permits: dict[int, float] = {}  # of this half-open period: when each lapses
+        self.stale: list[int] = []  # of earlier ones
+        self.handed_out: set[int] = set()
+
+    def moved(self, transition: Transition[str] | None, to: BreakerState | None) -> None:
+        """Check what the breaker says against what the model says, and follow it."""
+        if to is None:
+            assert transition is None
+            return
+        assert transition is not None
+        assert (transition.from_state, transition.to_state) == (self.state, to)
+        assert to in LEGAL[self.state]
+        assert transition.reason
+        self.state = to
+        self.generation += 1
+        self.stale += self.permits
+        self.permits = {}
+        self.succeeded = 0
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 3.9, 4.0, 9.9, 10.0, 60.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def tick(self) -> None:
+        due = self.state is OPEN and self.now >= self.opened_at + OPEN_FOR
+        self.moved(self.breaker.tick(self.now), HALF_OPEN if due else None)
+
+    @rule()
+    def admit(self) -> None:
+        permit = self.breaker.admit(self.now)
+        if self.state in (CLOSED, DISABLED):
+            assert permit == 0
+        elif self.state is HALF_OPEN:
+            for lapsed in [p for p, until in self.permits.items() if until <= self.now]:
+                self.stale.append(lapsed)
+                del self.permits[lapsed]
+            if len(self.permits) + self.succeeded < self.probes:
+                assert permit is not None
+                assert permit > 0
+                assert permit not in self.handed_out
+                self.handed_out.add(permit)
+                self.permits[permit] = self.now + PROBE_TIMEOUT
+            else:
+                assert permit is None
+        else:
+            assert permit is None
+
+    @rule()
+    def a_call_succeeds(self) -> None:
+        self.moved(self.breaker.succeeded("k", self.now), None)
+        if self.state is CLOSED:
+            self.in_a_row = 0
+
+    @rule()
+    def a_call_fails(self) -> None:
+        trips = False
+        if self.state is CLOSED:
+            self.in_a_row += 1
+            trips = self.in_a_row >= THRESHOLD
+            if trips:
+                self.opened_at = self.now
+        self.moved(self.breaker.failed("k", "cause", self.now), OPEN if trips else None)
+
+    @precondition(lambda self: self.permits)
+    @rule(data=st.data())
+    def a_probe_succeeds(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from(sorted(self.permits)))
+        del self.permits[permit]
+        self.succeeded += 1
+        closes = self.succeeded >= self.probes
+        if closes:
+            self.in_a_row = 0
+        self.moved(self.breaker.succeeded("k", self.now, permit), CLOSED if closes else None)
+
+    @precondition(lambda self: self.permits)
+    @rule(data=st.data())
+    def a_probe_fails(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from(sorted(self.permits)))
+        del self.permits[permit]
+        self.opened_at = self.now
+        self.moved(self.breaker.failed("k", "the probe", self.now, permit), OPEN)
+
+    @precondition(lambda self: self.permits)
+    @rule(data=st.data())
+    def a_probe_is_cancelled(self, data: st.DataObject) -> None:
+        permit = data.draw(st.sampled_from(sorted(self.permits)))
+        del self.permits[permit]
+        self.breaker.release(permit)
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data(), result=st.sampled_from(["succeeded", "failed", "release"]))
+    def a_probe_of_an_earlier_period_reports(self, data: st.DataObject, result: str) -> None:
+        permit = data.draw(st.sampled_from(self.stale))
+        if result == "succeeded":
+            assert self.breaker.succeeded("k", self.now, permit) is None
+        elif result == "failed":
+            assert self.breaker.failed("k", "stale", self.now, permit) is None
+        else:
+            self.breaker.release(permit)
+
+    @rule()
+    def force_open(self) -> None:
+        self.moved(self.breaker.force_open(), None if self.state is FORCED_OPEN else FORCED_OPEN)
+
+    @rule()
+    def disable(self) -> None:
+        self.moved(self.breaker.disable(), None if self.state is DISABLED else DISABLED)
+
+    @rule()
+    def reset(self) -> None:
+        self.in_a_row = 0
+        self.moved(self.breaker.reset(), None if self.state is CLOSED else CLOSED)
+
+    @invariant()
+    def the_breaker_is_where_the_model_is(self) -> None:
+        if not hasattr(self, "breaker"):
+            return
+        assert self.breaker.state is self.state
+        assert self.breaker.generation == self.generation
+        assert len(self.permits) + self.succeeded <= self.probes
+        live = sum(until > self.now for until in self.permits.values())
+        assert (
+            self.breaker.has_permits(self.now) is (live + self.succeeded < self.probes) or self.state is not HALF_OPEN
+        )
+
+
+TestBreakerAgainstItsModel = BreakerMachine.TestCase
+
+
+def test_the_table_is_closed_and_has_no_way_to_stand_still() -> None:
+    assert set(LEGAL) == set(BreakerState)
+    for state, targets in LEGAL.items():
+        assert state not in targets
+        assert targets <= set(BreakerState)
+    assert HALF_OPEN not in LEGAL[CLOSED]  # only a wait leads there
+    assert OPEN not in LEGAL[FORCED_OPEN] | LEGAL[DISABLED]
+
+
+@pytest.mark.parametrize(
+    ("from_state", "to_state"), [(a, b) for a in BreakerState for b in BreakerState if b not in LEGAL[a]]
+)
+def test_an_illegal_transition_is_impossible(from_state: BreakerState, to_state: BreakerState) -> None:
+    breaker: Breaker[str] = Breaker(ConsecutiveFailures(), open_for_s=1)
+    breaker.state = from_state
+    with pytest.raises(AssertionError, match="illegal"):
+        breaker._move(to_state, "because")
+
+
+def test_states_compare_equal_to_their_names_in_any_case() -> None:
+    assert BreakerState.HALF_OPEN == "HALF_OPEN"
+    assert BreakerState.CLOSED == "closed"
+    assert BreakerState.CLOSED != "OPEN"
+    assert BreakerState.CLOSED != BreakerState.OPEN
+    assert BreakerState.CLOSED != 1
+    assert {BreakerState.OPEN: 1}[BreakerState.OPEN] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"open_for_s": -1.0},
+        {"open_for_s": float("nan")},
+        {"open_for_s": 1, "probes": 0},
+        {"open_for_s": 1, "probe_timeout_s": 0},
+    ],
+)
+def test_a_breaker_that_cannot_work_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError):
+        Breaker(ConsecutiveFailures(), **wrong)  # type: ignore[arg-type]
+
+
+def test_probes_are_bounded_when_many_threads_ask_at_once() -> None:
+    breaker: Breaker[str] = Breaker(ConsecutiveFailures(1), open_for_s=0, probes=3)
+    breaker.failed("k", "c", 0.0)
+    breaker.tick(1.0)
+    permits: list[int | None] = []
+    start = threading.Barrier(8)
+
+    def ask() -> None:
+        start.wait()
+        permits.extend(breaker.admit(1.0) for _ in range(50))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([p for p in permits if p is not None]) == 3
+
+
+# The kill switch's rule: distinct deliveries in a window
+
+
+def rule_of(minimum: int = 20, ratio: float = 0.5, window_s: float = 60.0) -> DistinctFailures[str]:
+    return DistinctFailures(window_s, minimum, ratio)
+
+
+@given(st.integers(1, 500), st.integers(0, 300), st.floats(0, 5))
+def test_a_poison_message_alone_never_trips_it(retries: int, healthy: int, gap_s: float) -> None:
+    poison, now = rule_of(), 0.0
+    for attempt in range(retries):
+        poison.failed("poison", "poison", now)
+        if attempt < healthy:
+            poison.succeeded(f"m{attempt}", now)
+        assert not poison.tripped(now)
+        now += gap_s
+    assert len(poison.causes()) <= 1
+
+
+def test_a_cold_start_with_no_success_at_all_trips_at_the_minimum() -> None:
+    cold = rule_of()
+    for n in range(19):
+        cold.failed(n, f"cause {n}", 0.1 * n)
+        assert not cold.tripped(0.1 * n)
+    cold.failed(19, "cause 19", 2.0)
+    assert "20 of 20" in cold.tripped(2.0)
+    assert cold.causes()[-1] == "cause 19"
+
+
+def test_half_failing_trips_and_less_does_not() -> None:
+    for failing, trips in ((50, True), (49, False)):
+        mixed = rule_of()
+        for n in range(100):
+            if n < failing:
+                mixed.failed(n, "c", 1.0)
+            else:
+                mixed.succeeded(n, 1.0)
+        assert bool(mixed.tripped(1.0)) is trips
+
+
+def test_a_delivery_that_was_handled_at_last_is_no_longer_failing() -> None:
+    healed = rule_of(minimum=4)
+    for n in range(4):
+        healed.failed(n, "c", 1.0)
+    assert healed.tripped(1.0)
+    for n in range(3):
+        healed.succeeded(n, 2.0)
+    assert not healed.tripped(2.0)
+    assert len(healed.causes()) == 1
+
+
+def test_what_lies_before_the_window_is_forgotten() -> None:
+    old = rule_of(window_s=60)
+    for n in range(40):
+        old.failed(n, "c", 0.0)
+    assert old.tripped(59.9)
+    assert not old.tripped(60.0)
+    assert old.causes() == ()
+    for n in range(1000):
+        old.succeeded(n, 0.0)  # successes long ago dilute nothing
+    for n in range(20):
+        old.failed(f"n{n}", "c", 100.0)
+    assert "20 of 20" in old.tripped(100.0)
+
+
+def test_successes_counted_in_bulk_count() -> None:
+    bulk = rule_of()
+    bulk.succeeded(None, 0.0, 1000)
+    for n in range(100):
+        bulk.failed(n, "c", 0.0)
+    assert not bulk.tripped(0.0)
+
+
+def test_memory_is_bounded_whatever_comes() -> None:
+    flood = rule_of()
+    for n in range(20_000):
+        now = n * 0.01
+        flood.failed(n, "c", now)
+        flood.succeeded(-n, now)
+    assert len(flood._failing) <= flood.FAILING_MAX
+    assert len(flood._slices) <= flood.SLICES + 2
+    assert len(flood.causes()) <= 32
+
+
+class WindowModel:
+    """The rule as its docstring says it, kept naively: every delivery's latest result and when."""
+
+    def __init__(self) -> None:
+        self.latest: dict[int, tuple[float, bool]] = {}
+
+    def counts(self, now: float, window_s: float) -> tuple[int, int]:
+        recent = [failed for at, failed in self.latest.values() if at > now - window_s]
+        return sum(recent), len(recent)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.booleans(), st.sampled_from([0.0, 0.3, 2.0, 15.0])), max_size=200),
+    st.integers(1, 20),
+    st.sampled_from([0.1, 0.5, 1.0]),
+)
+def test_it_trips_as_a_naive_count_of_distinct_deliveries_would(
+    results: list[tuple[int, bool, float]], minimum: int, ratio: float
+) -> None:
+    """Exact for failures; successes are kept in slices of a second, so near the window's edge either answer will do."""
+    real, model, now = rule_of(minimum, ratio), WindowModel(), 0.0
+    handled: set[int] = set()
+    for key, failed, gap_s in results:
+        now += gap_s
+        if key in handled:
+            continue  # a handled delivery never runs again
+        model.latest[key] = (now, failed)
+        if failed:
+            real.failed(key, "c", now)
+        else:
+            handled.add(key)
+            real.succeeded(key, now)
+
+        def trips(counts: tuple[int, int]) -> bool:
+            failing, seen = counts
+            return seen >= minimum and failing >= ratio * seen
+
+        failing = model.counts(now, 60.0)[0]
+        allowed = {trips((failing, failing + n)) for n in _between(model, now)}
+        assert bool(real.tripped(now)) in allowed
+
+
+def _between(model: WindowModel, now: float) -> range:
+    """How many successes the slices may count: all those surely inside, up to those not surely outside."""
+    succeeded = [at for at, failed in model.latest.values() if not failed]
+    surely = sum(at > now - 59.0 for at in succeeded)
+    possibly = sum(at > now - 62.0 for at in succeeded)
+    return range(surely, possibly + 1)
