@@ -76,7 +76,7 @@ def _once(one: Measured, run: Run, *, keep: bool) -> None:
         sample = one.row.measure(run)
     except NotInstalled as error:
         one.missing = str(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - one broken peer must not end the whole table
         one.failed = f"{type(error).__name__}: {error}"
     else:
         if keep:
