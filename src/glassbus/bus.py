@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import secrets
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -155,6 +154,7 @@ class MessageBus:
         self._subscriptions: dict[str, Subscription] = {}
         self._workers: dict[str, Worker] = {}
         self._topics: dict[str, PublishTally] = {}
+        self._patterns: list[str] = []
         self._tallies: dict[str, PublishTally] = {}
         self._propagators: tuple[Propagator, ...] = ()
         self._sampling: tuple[Observer, ...] = ()
@@ -169,7 +169,7 @@ class MessageBus:
         self._answered_at: float | None = None
         self._unbalanced: set[str] = set()
         self._refused = 0
-        now = int(self.clock.wall()) & 0xFFFFFFFF
+        now = int(self._wall()) & 0xFFFFFFFF
         self._id_prefix = f"{now:08x}{secrets.token_hex(4)}"
         self._id_next = secrets.randbits(60)
         self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
@@ -313,8 +313,9 @@ class MessageBus:
         )
         worker.tally(destination(spec.pattern, (s.spec.pattern for s in self._subscriptions.values())))
         self._workers[spec.name] = worker
+        self._look_for_patterns()
         worker.gate.hold(hold)
-        self.hub.state(SubscriptionDeclared(at=self.clock.wall(), subscription=spec.name, pattern=spec.pattern))
+        self.hub.state(SubscriptionDeclared(at=self._wall(), subscription=spec.name, pattern=spec.pattern))
         worker.start()
 
     # Starting and stopping
@@ -327,7 +328,7 @@ class MessageBus:
         listener = _Listener(self)
         try:
             await self._transport.open(listener)
-            self._started_at = self._turned_at = self.clock.monotonic()
+            self._started_at = self._turned_at = self._monotonic()
             self._answered_at = self._started_at
             for subscription in list(self._subscriptions.values()):
                 await self._run(subscription)
@@ -337,7 +338,7 @@ class MessageBus:
             self._workers.clear()
             raise
         self._state = "running"
-        self.hub.state(BusStarted(at=self.clock.wall(), bus=self.name, transport=self._transport.address))
+        self.hub.state(BusStarted(at=self._wall(), bus=self.name, transport=self._transport.address))
         self._tick()
 
     async def stop(self, deadline: float = 30.0) -> None:
@@ -357,7 +358,7 @@ class MessageBus:
                 await asyncio.sleep(0.01)
             return
         self._state = "stopping"
-        started = self.clock.monotonic()
+        started = self._monotonic()
         if self._timer is not None:
             self._timer.cancel()
         for task in (*self._declaring, *([self._probing] if self._probing else [])):
@@ -366,15 +367,15 @@ class MessageBus:
         try:
             given_back = sum(await asyncio.gather(*(worker.stop(deadline) for worker in self._workers.values())))
         finally:
-            left_s = max(0.0, deadline - (self.clock.monotonic() - started))
-            kept, discarded = await self._transport.close(left_s)
-            within = self.clock.monotonic() - started <= deadline + 0.5
+            left_s = max(0.0, deadline - (self._monotonic() - started))
+            _, discarded = await self._transport.close(left_s)
+            within = self._monotonic() - started <= deadline + 0.5
             self._state = "stopped"
             self.hub.state(
                 BusStopped(
-                    at=self.clock.wall(),
+                    at=self._wall(),
                     bus=self.name,
-                    given_back=max(given_back, kept) if not discarded else 0,
+                    given_back=given_back,
                     discarded=discarded,
                     within_deadline=within,
                 )
@@ -435,7 +436,7 @@ class MessageBus:
         Takes `Outgoing` messages or pairs of topic and payload. Raises as `publish` does; a
         PublishUncertain names the first message, and all of the batch is to be published again, each with its id.
         """
-        started = self.clock.monotonic()
+        started = self._monotonic()
         sealed: list[Envelope] = []
         for message in messages:
             one = message if isinstance(message, Outgoing) else Outgoing(*message)
@@ -507,7 +508,7 @@ class MessageBus:
             check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
         if key is not None:
             check_text("key", key, KEY_LENGTH_MAX)
-        now = self.clock.wall()
+        now = self._wall()
         due_at = expires_at = 0.0
         if delay:
             due_at = now + _seconds("delay", delay)
@@ -562,17 +563,23 @@ class MessageBus:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""
         if len(self._topics) >= _TOPICS_MAX:
             self._topics.clear()
-        patterns = [state.spec.pattern for state in self._transport.queues().values()]
-        label = destination(topic, patterns)
+        label = destination(topic, self._patterns)
         found = self._tallies.get(label)
         if found is None:
             found = self._tallies[label] = PublishTally(label)
         self._topics[topic] = found
         return found
 
+    def _look_for_patterns(self) -> None:
+        """Learn the stored subscriptions, also those that another process declared."""
+        patterns = [state.spec.pattern for state in self._transport.queues().values()]
+        if patterns != self._patterns:
+            self._patterns = patterns
+            self._topics.clear()
+
     def _state_published(self, envelope: Envelope, stored: Stored, label: str, duration_s: float) -> None:
         fact = MessagePublished(
-            at=self.clock.wall(),
+            at=self._wall(),
             envelope=envelope,
             destination=label,
             level=self._transport.features.level,
@@ -586,20 +593,20 @@ class MessageBus:
 
     def _state_unusual(self, envelope: Envelope, stored: Stored, label: str, duration_s: float) -> None:
         kind = DuplicateRecognised if stored.duplicate else MessageUnrouted
-        self.hub.state(kind(at=self.clock.wall(), envelope=envelope, destination=label, duration_s=duration_s))
+        self.hub.state(kind(at=self._wall(), envelope=envelope, destination=label, duration_s=duration_s))
 
     def _state_refused(self, topic: object, message_id: str | None, error: PublishRejected, started: float) -> None:
         known = self._topics.get(topic) if isinstance(topic, str) else None
         self._refused += 1
         self.hub.state(
             PublishRefused(
-                at=self.clock.wall(),
+                at=self._wall(),
                 topic=str(topic)[:80] if isinstance(topic, str) else type(topic).__name__,
                 destination=known.destination if known is not None else OTHER,
                 message_id=str(message_id)[:MESSAGE_ID_LENGTH_MAX] if message_id is not None else "",
                 reason=error.reason,
                 error=safe_text(error, 300),
-                duration_s=self.clock.monotonic() - started,
+                duration_s=self._monotonic() - started,
             )
         )
 
@@ -607,11 +614,11 @@ class MessageBus:
         for envelope in batch:
             self.hub.state(
                 PublishLeftUncertain(
-                    at=self.clock.wall(),
+                    at=self._wall(),
                     envelope=envelope,
                     destination=(self._topics.get(envelope.topic) or self._tally(envelope.topic)).destination,
                     error=error,
-                    duration_s=self.clock.monotonic() - started,
+                    duration_s=self._monotonic() - started,
                 )
             )
 
@@ -664,7 +671,7 @@ class MessageBus:
     def pause(self, subscription: str) -> asyncio.Future[None]:
         """Stop handing out messages of `subscription`, in every process, and keep them.
 
-        Awaiting the result waits until that is stored. Raises UnknownSubscription when awaited.
+        Awaiting the result waits until that is stored. Raises UnknownSubscription.
         """
         return self._hold(subscription, paused=True)
 
@@ -674,19 +681,6 @@ class MessageBus:
 
     def _hold(self, subscription: str, *, paused: bool | None = None, forced: Any = None) -> asyncio.Future[None]:
         """Store a changed hold. It takes effect at once here, and stored it holds for all."""
-        task = asyncio.get_running_loop().create_task(self._store_hold(subscription, paused, forced))
-        self._declaring.add(task)
-        task.add_done_callback(self._hold_stored)
-        return task
-
-    def _hold_stored(self, task: asyncio.Task[None]) -> None:
-        self._declaring.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            error = task.exception()
-            assert error is not None
-            self._state_failed("hold", error)
-
-    async def _store_hold(self, subscription: str, paused: bool | None, forced: Any) -> None:
         state = self._transport.queues().get(subscription)
         if state is None:
             raise UnknownSubscription(f"no subscription {subscription!r}; known are {sorted(self._transport.queues())}")
@@ -697,10 +691,22 @@ class MessageBus:
         worker = self._workers.get(subscription)
         if worker is not None:
             worker.gate.hold(hold)
+        task = asyncio.get_running_loop().create_task(self._store_hold(subscription, state.hold, hold))
+        self._declaring.add(task)
+        task.add_done_callback(self._hold_stored)
+        return task
+
+    async def _store_hold(self, subscription: str, before: Hold, hold: Hold) -> None:
         await self._transport.set_hold(subscription, hold)
-        if paused is not None and paused != state.hold.paused:
-            kind = SubscriptionPaused if paused else SubscriptionResumed
-            self.hub.state(kind(at=self.clock.wall(), subscription=subscription))
+        if hold.paused != before.paused:
+            kind = SubscriptionPaused if hold.paused else SubscriptionResumed
+            self.hub.state(kind(at=self._wall(), subscription=subscription))
+
+    def _hold_stored(self, task: asyncio.Task[None]) -> None:
+        self._declaring.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._state_failed("hold", error)
 
     async def forget(self, subscription: str) -> int:
         """Remove a subscription from the store, with all it holds; how many deliveries were discarded.
@@ -714,7 +720,7 @@ class MessageBus:
         self._subscriptions.pop(subscription, None)
         discarded = await self._transport.forget(subscription)
         self._topics.clear()
-        self.hub.state(SubscriptionForgotten(at=self.clock.wall(), subscription=subscription, discarded=discarded))
+        self.hub.state(SubscriptionForgotten(at=self._wall(), subscription=subscription, discarded=discarded))
         return discarded
 
     # Looking
@@ -729,7 +735,7 @@ class MessageBus:
 
     def health(self) -> Health:
         """How the bus is now. Never raises; what cannot be told is `unknown`."""
-        now = self.clock.monotonic()
+        now = self._monotonic()
         workers = list(self._workers.values())
         handled = sum(w.handled for w in workers)
         settled = sum(w.settled_count for w in workers)
@@ -794,11 +800,11 @@ class MessageBus:
         return dict(self.hub.failures)
 
     def round_trip_age_s(self) -> float | None:
-        return None if self._answered_at is None else self.clock.monotonic() - self._answered_at
+        return None if self._answered_at is None else self._monotonic() - self._answered_at
 
     def loop_age_s(self) -> float:
         """Seconds since the loop last turned; more than a few mean that something blocks it."""
-        return self.clock.monotonic() - self._turned_at
+        return self._monotonic() - self._turned_at
 
     def disk_free_bytes(self) -> int | None:
         free: int | None = getattr(self._transport, "disk_free_bytes", lambda: None)()
@@ -811,12 +817,13 @@ class MessageBus:
 
     def _tick(self) -> None:
         """About once a second: pass on counts, sample health, check the ledger, probe the store."""
-        now = self._turned_at = self.clock.monotonic()
+        now = self._turned_at = self._monotonic()
         for worker in self._workers.values():
             worker.housekeep()
             worker.gate.look()
         workers = self._workers.values()
         self._window.sample(now, sum(w.handled for w in workers), sum(w.settled_count for w in workers))
+        self._look_for_patterns()
         self._check_balance()
         if self._probing is None and (self._answered_at is None or now - self._answered_at >= _PROBE_EVERY_S):
             self._probing = asyncio.get_running_loop().create_task(self._probe())
@@ -825,7 +832,7 @@ class MessageBus:
     async def _probe(self) -> None:
         try:
             await self._transport.probe()
-            self._answered_at = self.clock.monotonic()
+            self._answered_at = self._monotonic()
         except GlassbusError as error:
             self._state_failed("probe", error)
         finally:
@@ -838,14 +845,12 @@ class MessageBus:
                 self._unbalanced.discard(name)
             elif name not in self._unbalanced:
                 self._unbalanced.add(name)
-                self.hub.state(
-                    LedgerUnbalanced(at=self.clock.wall(), subscription=name, unaccounted=account.unaccounted)
-                )
+                self.hub.state(LedgerUnbalanced(at=self._wall(), subscription=name, unaccounted=account.unaccounted))
 
     def _state_failed(self, operation: str, error: BaseException) -> None:
         self.hub.state(
             TransportFailed(
-                at=self.clock.wall(),
+                at=self._wall(),
                 operation=operation,
                 error=f"{type(error).__name__}: {safe_text(error)}",
                 category=classify(error)[0],
@@ -867,7 +872,7 @@ class _Listener:
     """What the transport may tell the bus."""
 
     def __init__(self, bus: MessageBus) -> None:
-        self._bus = weakref.proxy(bus)
+        self._bus = bus
 
     def state(self, fact: Fact, /) -> None:
         self._bus.hub.state(fact)

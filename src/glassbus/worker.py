@@ -386,7 +386,7 @@ class Worker:
             self.gate.failed(delivery, slot.permit, caught)
         retryable = not undecodable and not isinstance(error, self.subscription.retry.dead_letter_on)
         self._settle(delivery, Failed(report, duration_s, retryable))
-        self._handling(report.category.value).observe(self._clock.monotonic() - caught)
+        self._handling(report.category).observe(self._clock.monotonic() - caught)
         if foreign:
             raise asyncio.CancelledError
 

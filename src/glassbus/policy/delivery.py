@@ -200,7 +200,7 @@ def _after_failure(
         State.READY if action == "immediate_retry" else State.RETRYING,
         attempt,
         delay_s=delay_s,
-        recovering=(report.category.value, action),
+        recovering=(report.category, action),
         first_failed_at=delivery.first_failed_at or now,
         facts=(failed, *_recovery_ended(delivery, "failed", now), scheduled),
     )

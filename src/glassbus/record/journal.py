@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import Any
 
 import msgspec
 
 from glassbus import facts as f
 from glassbus.errors import ErrorReport
-from glassbus.facts import Delivery, Fact
+from glassbus.facts import Fact, FactType
 from glassbus.observer import ALL_FACTS, Observer
-from glassbus.record.logs import describe
 
 _HAPPY = frozenset({f.MessagePublished, f.DeliveryHandled})
+_FINGERPRINTS_MAX = 10_000
+
+#: Fields of each fact that are plain values, to be kept; what refers to payloads is not.
+_KEPT: dict[FactType, tuple[str, ...]] = {
+    kind: tuple(
+        name
+        for name in kind.__struct_fields__
+        if name not in ("at", "delivery", "envelope", "report", "causes", "message_id", "subscription")
+    )
+    for kind in ALL_FACTS
+}
+
+#: at, fact type, message id, subscription, attempt, report, kept values
+_Record = tuple[float, FactType, str, str, int, ErrorReport | None, tuple[Any, ...]]
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One fact as strings and numbers. `at` is wall seconds."""
+    """One fact as plain values. `at` is wall seconds; `report` is that of the failure it is about."""
 
     at: float
     fact: str
-    text: str
     message_id: str
     subscription: str
     attempt: int
-    fields: dict[str, str | int | float | bool]
+    fields: dict[str, Any]
+    report: ErrorReport | None = None
 
 
 class Journal(Observer):
@@ -36,47 +50,54 @@ class Journal(Observer):
     interests = ALL_FACTS - _HAPPY
 
     def __init__(self, size: int = 10_000) -> None:
-        self._entries: deque[Entry] = deque(maxlen=size)
-        self._reports: deque[ErrorReport] = deque(maxlen=max(1, size // 10))
+        self._ring: deque[_Record] = deque(maxlen=size)
         self.categories: Counter[str] = Counter()
         self.severities: Counter[str] = Counter()
         self.fingerprints: Counter[str] = Counter()
-        #: Entries that the ring has let go of.
-        self.dropped = 0
+        self._stated = 0
+
+    @property
+    def dropped(self) -> int:
+        """Entries that the ring has let go of."""
+        return self._stated - len(self._ring)
 
     def on_fact(self, fact: Fact, /) -> None:
-        if isinstance(fact, f.AttemptFailed):
-            self._reports.append(fact.report)
-            self.categories[fact.report.category.value] += 1
-            self.severities[fact.report.severity.value] += 1
-            if fact.report.fingerprint in self.fingerprints or len(self.fingerprints) < 10_000:
-                self.fingerprints[fact.report.fingerprint] += 1
-        self.dropped += len(self._entries) == self._entries.maxlen
-        self._entries.append(_entry(fact))
+        kind = type(fact)
+        delivery = getattr(fact, "delivery", None)
+        if delivery is not None:
+            ids = (delivery.envelope.id, delivery.subscription, delivery.attempt)
+        else:
+            envelope = getattr(fact, "envelope", None)
+            message_id = envelope.id if envelope is not None else getattr(fact, "message_id", "")
+            ids = (message_id, getattr(fact, "subscription", ""), 0)
+        report = getattr(fact, "report", None)
+        if kind is f.AttemptFailed:
+            self._count(report)
+        self._stated += 1
+        self._ring.append((fact.at, kind, *ids, report, tuple([getattr(fact, name) for name in _KEPT[kind]])))
+
+    def _count(self, report: ErrorReport) -> None:
+        self.categories[report.category] += 1
+        self.severities[report.severity] += 1
+        if report.fingerprint in self.fingerprints or len(self.fingerprints) < _FINGERPRINTS_MAX:
+            self.fingerprints[report.fingerprint] += 1
 
     def entries(self, limit: int = 100) -> list[Entry]:
         """The newest entries, oldest first."""
-        return list(self._entries)[-limit:]
+        return [_entry(record) for record in list(self._ring)[-limit:]]
 
     def story(self, message_id: str) -> list[Entry]:
         """What the ring still holds of one message, oldest first."""
-        return [entry for entry in list(self._entries) if entry.message_id == message_id]
+        return [_entry(record) for record in list(self._ring) if record[2] == message_id]
 
     def reports(self, limit: int = 100) -> list[ErrorReport]:
         """The newest error reports, oldest first."""
-        return list(self._reports)[-limit:]
+        failed = [record[5] for record in list(self._ring) if record[1] is f.AttemptFailed]
+        return [report for report in failed if report is not None][-limit:]
 
 
-def _entry(fact: Fact) -> Entry:
-    _, text, fields = describe(fact)
-    delivery: Delivery | None = getattr(fact, "delivery", None)
-    envelope = delivery.envelope if delivery is not None else getattr(fact, "envelope", None)
+def _entry(record: _Record) -> Entry:
+    at, kind, message_id, subscription, attempt, report, kept = record
     return Entry(
-        at=fact.at,
-        fact=type(fact).__name__,
-        text=text,
-        message_id=envelope.id if envelope is not None else getattr(fact, "message_id", ""),
-        subscription=delivery.subscription if delivery is not None else getattr(fact, "subscription", ""),
-        attempt=delivery.attempt if delivery is not None else 0,
-        fields=fields,
+        at, kind.__name__, message_id, subscription, attempt, dict(zip(_KEPT[kind], kept, strict=True)), report
     )

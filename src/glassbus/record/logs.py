@@ -20,6 +20,8 @@ logger = logging.getLogger("glassbus")
 #: Too frequent, or said better by another fact.
 _QUIET: frozenset[FactType] = frozenset({f.MessagePublished, f.DeliveryHandled, f.RecoveryEnded})
 
+_INFO_AT_MOST: frozenset[FactType] = frozenset({f.AttemptFailed, f.RetryScheduled, f.DeliveryGivenBack})
+
 Line = tuple[int, str, dict[str, Any]]
 
 
@@ -29,6 +31,9 @@ class LoggingObserver(Observer):
     interests = ALL_FACTS - _QUIET
 
     def on_fact(self, fact: Fact, /) -> None:
+        # Most retries are at a level that nobody reads: do not describe them first.
+        if type(fact) in _INFO_AT_MOST and not logger.isEnabledFor(logging.INFO):
+            return
         level, text, fields = describe(fact)
         if logger.isEnabledFor(level):
             shown = " ".join(f"{name}={_escaped(value)}" for name, value in fields.items())
