@@ -121,8 +121,10 @@ class Settings(msgspec.Struct, frozen=True):
     spill_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,64}", self.name):
-            raise ConfigurationError(f"bus name {self.name!r} must be 1 to 64 letters, digits, '-', '_' or '.'")
+        if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,63}", self.name):
+            raise ConfigurationError(
+                f"bus name {self.name!r} must be 1 to 64 letters, digits, '-', '_' or '.', not starting with '.'"
+            )
         if not 0 <= self.publish_timeout < math.inf:
             raise ConfigurationError(f"publish_timeout must be 0 or more and finite, not {self.publish_timeout}")
         if self.payload_bytes_max < 1 or self.capacity < 1:

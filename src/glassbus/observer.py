@@ -59,7 +59,7 @@ class Hub:
         self._counting = threading.Lock()
         self._interests: dict[int, frozenset[FactType]] = {}
         self._observers: tuple[Observer, ...] = ()
-        self._by_type: dict[FactType, tuple[Observer, ...]] = {}
+        self._by_type: dict[FactType, tuple[Observer, ...]] = dict.fromkeys(ALL_FACTS, ())
         self._scoping: tuple[Observer, ...] = ()
         self.shows_happy = False
         #: Raised calls for each observer, by its name.
