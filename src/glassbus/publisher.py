@@ -99,9 +99,10 @@ class Publisher:
                 self._inject(carried)
             return Envelope(self._next_id(), topic, body, codec.name, carried, 1, None, self._wall())
         remember = message_id is not None
-        known_as = (
-            self._next_id() if message_id is None else check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
-        )
+        if message_id is None:
+            message_id = self._next_id()
+        else:
+            check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
         if key is not None:
             check_text("key", key, KEY_LENGTH_MAX)
         now = self._wall()
