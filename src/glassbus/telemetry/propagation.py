@@ -118,9 +118,11 @@ class Lineage:
 
     def origin(self, delivery: Delivery) -> Place:
         """The publish of `delivery`, or the replay that brought it back."""
+        return replay_place(delivery, delivery.replays) if delivery.replays else self.published(delivery)
+
+    def published(self, delivery: Delivery) -> Place:
+        """The publish itself, however often it was replayed since."""
         envelope = delivery.envelope
-        if delivery.replays:
-            return replay_place(delivery, delivery.replays)
         found = parse(envelope.headers) if envelope.headers else None
         return found or Place(trace_id_of(envelope.id), 0, False)
 
@@ -161,17 +163,13 @@ class Lineage:
         """The span of another attempt of the same message and subscription."""
         envelope, subscription = delivery.envelope, delivery.subscription
         trace_id, span_id = _derived(envelope.id, subscription, attempt, replays)
-        known = self._delayed.get((envelope.id, subscription, replays))
-        if known is not None and known[0] == attempt:
-            delayed = known[1]
-        else:
+        known, delayed = self._delayed.get((envelope.id, subscription, replays), (0, False))
+        if known != attempt:
             delayed = attempt - 1 > self._immediate(subscription)
         if delayed:
             return Place(trace_id, span_id, True)
-        if replays:
-            return Place(replay_place(delivery, replays).trace_id, span_id, True)
-        found = parse(envelope.headers) if envelope.headers else None
-        return Place(found.trace_id if found else trace_id_of(envelope.id), span_id, True)
+        begun = replay_place(delivery, replays) if replays else self.published(delivery)
+        return Place(begun.trace_id, span_id, True)
 
 
 def replay_place(delivery: Delivery, replays: int) -> Place:

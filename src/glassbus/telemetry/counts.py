@@ -1,0 +1,190 @@
+"""Facts as counts: the projection that metrics are made of.
+
+Only what goes wrong is counted here, a fact at a time; what goes well is counted by
+the core and read when it is scraped.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from typing import NamedTuple, assert_never
+
+from glassbus.facts import (
+    AttemptAbandoned,
+    AttemptFailed,
+    AttemptOverdue,
+    BackpressureApplied,
+    BreakerStateChanged,
+    BusStarted,
+    BusStopped,
+    DeadLetterDiscarded,
+    DeadLetterReplayed,
+    Delivery,
+    DeliveryDeadLettered,
+    DeliveryDiscarded,
+    DeliveryExpired,
+    DeliveryGivenBack,
+    DeliveryHandled,
+    DeliveryRedelivered,
+    DuplicateRecognised,
+    Fact,
+    LedgerUnbalanced,
+    MessagePublished,
+    MessageUnrouted,
+    ObserverFailed,
+    OverflowHandled,
+    OwnerLost,
+    PublishLeftUncertain,
+    PublishRefused,
+    RecoveryEnded,
+    RetryScheduled,
+    SettlementRefused,
+    SlotRegained,
+    SubscriptionDeclared,
+    SubscriptionForgotten,
+    SubscriptionPaused,
+    SubscriptionResumed,
+    TransportFailed,
+    TransportRecovered,
+)
+from glassbus.record.tally import Buckets
+from glassbus.telemetry.catalogue import BY_NAME
+from glassbus.telemetry.failures import failure_of
+from glassbus.telemetry.governor import LabelCap
+from glassbus.telemetry.propagation import Place
+
+#: Label values in the order that the catalogue declares them, without `bus`.
+Labels = tuple[str, ...]
+
+
+class Example(NamedTuple):
+    """A trace that shows what a number counts."""
+
+    trace_id: int
+    span_id: int
+    value: float
+    at: float
+
+
+class Counts:
+    """What the facts of one bus add up to. Thread-safe; series only come, and numbers only grow."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.destinations = LabelCap()
+        self.counters: dict[str, dict[Labels, float]] = {}
+        self.histograms: dict[str, dict[Labels, Buckets]] = {}
+        #: The last trace for a counter's series, or for one bucket of a histogram's.
+        self.examples: dict[tuple[str, Labels, int], Example] = {}
+        self.connected = True
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+
+    def count(self, fact: Fact, place: Place | None = None) -> None:
+        """Add `fact`. `place`: a trace that shows it, if there is one."""
+        with self._lock:
+            self._count(fact, place)
+
+    def _count(self, fact: Fact, place: Place | None) -> None:
+        labels: Labels
+        match fact:
+            case AttemptFailed():
+                delivery = fact.delivery
+                labels = (self._destination(delivery), delivery.subscription, "failed")
+                self._observe("process_duration_seconds", labels, fact.duration_s, place, fact.at)
+            case RecoveryEnded():
+                kind = (fact.category.value, fact.action)
+                labels = (*kind, fact.outcome, self._destination(fact.delivery))
+                self._add("recovery_attempts_total", labels)
+                self._observe("recovery_duration_seconds", kind, fact.duration_s)
+            case DeliveryDeadLettered():
+                self._settled(fact.delivery, fact.at, "dead_lettered")
+                self._add("dead_letters_total", (fact.delivery.subscription, fact.report.category.value))
+            case DeliveryExpired():
+                self._settled(fact.delivery, fact.at, "expired")
+            case DeliveryDiscarded():
+                # A discarded dead letter was settled when it died, and is not settled twice.
+                if fact.reason != "dead_letter":
+                    self._settled(fact.delivery, fact.at, "discarded")
+            case MessageUnrouted():
+                self._published(fact.destination, "unrouted", fact.duration_s)
+            case DuplicateRecognised():
+                self._published(fact.destination, "duplicate", fact.duration_s)
+            case PublishRefused():
+                self._published(fact.destination, "rejected", fact.duration_s)
+            case PublishLeftUncertain():
+                self._published(fact.destination, "uncertain", fact.duration_s)
+            case BackpressureApplied():
+                self._add("backpressure_seconds_total", (fact.subscription,), fact.waited_s)
+            case OverflowHandled():
+                self._add("overflow_actions_total", (fact.subscription, fact.action))
+            case DeliveryRedelivered():
+                self._add("redeliveries_total", (fact.delivery.subscription, fact.reason))
+            case BreakerStateChanged():
+                labels = (fact.breaker, fact.kind, fact.subscription, fact.from_state, fact.to_state)
+                self._add("breaker_transitions_total", labels)
+            case TransportFailed():
+                self.connected = False
+            case TransportRecovered():
+                self.connected = True
+                self._add("reconnects_total", (self._endpoint,))
+            case SettlementRefused() | OwnerLost() | LedgerUnbalanced() | ObserverFailed():
+                pass  # an error and nothing else: counted below
+            case (
+                AttemptAbandoned()
+                | AttemptOverdue()
+                | BusStarted()
+                | BusStopped()
+                | DeadLetterDiscarded()
+                | DeadLetterReplayed()
+                | DeliveryGivenBack()
+                | DeliveryHandled()
+                | MessagePublished()
+                | RetryScheduled()
+                | SlotRegained()
+                | SubscriptionDeclared()
+                | SubscriptionForgotten()
+                | SubscriptionPaused()
+                | SubscriptionResumed()
+            ):
+                return  # counted elsewhere, or a state: `catalogue.PROJECTIONS` says which
+            case _:
+                assert_never(fact)
+        failure = failure_of(fact)
+        if failure is not None:
+            destination = self.destinations.bound(failure.destination)
+            labels = (failure.component, failure.category, failure.severity, destination)
+            self._add("errors_total", labels)
+            if place is not None:
+                self.examples["errors_total", labels, 0] = Example(place.trace_id, place.span_id, 1.0, fact.at)
+
+    def _destination(self, delivery: Delivery) -> str:
+        return self.destinations.bound(delivery.destination)
+
+    def _published(self, destination: str, outcome: str, duration_s: float) -> None:
+        labels = (self.destinations.bound(destination), outcome)
+        self._add("messages_published_total", labels)
+        self._observe("publish_duration_seconds", labels, duration_s)
+
+    def _settled(self, delivery: Delivery, at: float, result: str) -> None:
+        labels = (self._destination(delivery), delivery.subscription, result)
+        self._add("messages_settled_total", labels)
+        self._observe("message_age_seconds", labels, max(0.0, at - delivery.envelope.published_at))
+
+    def _add(self, name: str, labels: Labels, by: float = 1) -> None:
+        series = self.counters.get(name)
+        if series is None:
+            series = self.counters[name] = {}
+        series[labels] = series.get(labels, 0) + by
+
+    def _observe(self, name: str, labels: Labels, value: float, place: Place | None = None, at: float = 0.0) -> None:
+        series = self.histograms.get(name)
+        if series is None:
+            series = self.histograms[name] = {}
+        buckets = series.get(labels)
+        if buckets is None:
+            buckets = series[labels] = Buckets(BY_NAME[name].bounds)
+        buckets.observe(value)
+        if place is not None:
+            bucket = bisect_left(buckets.bounds, value)
+            self.examples[name, labels, bucket] = Example(place.trace_id, place.span_id, value, at)

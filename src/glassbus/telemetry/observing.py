@@ -1,0 +1,104 @@
+"""The observer that every bus has by default: its traces and its metrics."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from glassbus.facts import (
+    AttemptFailed,
+    BusStopped,
+    Delivery,
+    DeliveryHandled,
+    Fact,
+    FactType,
+    MessagePublished,
+)
+from glassbus.observer import ALL_FACTS
+from glassbus.policy.retry import Retry
+from glassbus.telemetry.counts import Counts
+from glassbus.telemetry.propagation import Lineage, Place
+from glassbus.telemetry.source import Source
+from glassbus.telemetry.spans import SpanWriter, without_credentials
+from glassbus.telemetry.tracing import Tracing
+
+
+class TelemetryObserver:
+    """Shows one bus to OpenTelemetry and to Prometheus. Observer and Propagator in one. Thread-safe.
+
+    It asks for no fact of the happy path, but for MessagePublished of messages with a
+    sampled `traceparent` (`wants_sampled`). It holds the bus weakly.
+    """
+
+    interests: frozenset[FactType] = ALL_FACTS - {MessagePublished, DeliveryHandled}
+    wants_sampled = True
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        version: str,
+        tracer_provider: Any = None,
+        failures: Callable[[], Any] = lambda: None,
+        redact: Callable[[str], str] = without_credentials,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = source.name
+        self.version = version
+        self.now = wall
+        self.stopped = False
+        #: Seconds spent here on facts.
+        self.fact_seconds = 0.0
+        self.counts = Counts(source.address)
+        self._source = weakref.ref(source)
+        self._policies: dict[str, Retry] = {}
+        writer = SpanWriter(source.name, source.transport, self._retry, redact)
+        self.tracing = Tracing(
+            writer,
+            Lineage(self._immediate),
+            connection=source.address,
+            wall=wall,
+            provider=tracer_provider,
+            failures=failures,
+        )
+        # Bound once: these are called for each message.
+        self.inject = self.tracing.inject
+
+    @property
+    def source(self) -> Source | None:
+        return self._source()
+
+    @property
+    def summarised(self) -> int:
+        return self.tracing.summarised
+
+    def on_fact(self, fact: Fact, /) -> None:
+        began = time.perf_counter()
+        self.tracing.show(fact)
+        self.counts.count(fact, self._place(fact))
+        if isinstance(fact, BusStopped):
+            self.stopped = True
+        self.fact_seconds += time.perf_counter() - began
+
+    def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
+        return self.tracing.scope(work)
+
+    def _place(self, fact: Fact) -> Place | None:
+        """A trace that shows `fact`, for exemplars."""
+        return self.tracing.shown(fact.delivery) if isinstance(fact, AttemptFailed) else None
+
+    def _retry(self, subscription: str) -> Retry | None:
+        found = self._policies.get(subscription)
+        if found is None:
+            source = self._source()
+            if source is not None:
+                self._policies.update((view.name, view.retry) for view in source.subscribers())
+                found = self._policies.get(subscription)
+        return found
+
+    def _immediate(self, subscription: str) -> int:
+        retry = self._retry(subscription)
+        return retry.immediate if retry is not None else Retry().immediate

@@ -1,0 +1,218 @@
+"""A bounded queue of ended spans and the daemon thread that exports them.
+
+It differs from the SDK's batch processor where that one breaks our promises: what
+does not fit is counted, a flush ends at its deadline whatever the exporter does,
+and it says what became of the spans.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+
+from opentelemetry.context import Context, attach, set_value
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+try:
+    from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+except ImportError:  # a later API may rename it; exporting then shows in traces of instrumented HTTP clients
+    _SUPPRESS_INSTRUMENTATION_KEY = "suppress_instrumentation"
+
+_log = logging.getLogger(__name__)
+
+
+class SpanQueue(SpanProcessor):
+    """Takes ended spans and exports them in the background. Thread-safe; never blocks the one who ends a span.
+
+    A full queue refuses the newcomer: the first failures of a flood explain the rest. `make_exporter`
+    is called once now, and again in a forked child, which starts with an empty queue.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make_exporter: Callable[[], SpanExporter],
+        *,
+        capacity: int = 2048,
+        batch_max: int = 512,
+        delay_s: float = 5.0,
+    ) -> None:
+        if not 1 <= batch_max <= capacity or delay_s < 0:
+            raise ValueError(f"span queue {name!r} needs 1 <= batch_max <= capacity and delay_s >= 0")
+        self.name = name
+        self.capacity = capacity
+        #: Spans that were not exported, by reason: queue_full, export_failed, shut_down.
+        self.dropped: Counter[str] = Counter()
+        self.exported = 0
+        self.export_failures = 0
+        self._batch_max = batch_max
+        self._delay_s = delay_s
+        self._make_exporter = make_exporter
+        self._exporter = make_exporter()
+        self._spans: deque[ReadableSpan] = deque()
+        self._closed = False
+        self._begin()
+        again = weakref.WeakMethod(self._after_fork)
+        os.register_at_fork(after_in_child=lambda: (method := again()) and method())
+
+    def _begin(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._some = threading.Event()  # there is something to export
+        self._hurry = threading.Event()  # do not wait for a batch to gather
+        self._changed = threading.Condition()
+        self._leaving = False
+        self._busy = False
+        self._held = 0  # spans that the exporter has in hand
+
+    def _after_fork(self) -> None:
+        # The parent exports what was queued; its thread, its locks and its connection are not ours.
+        self._spans.clear()
+        self._begin()
+        self._exporter = self._make_exporter()
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Only ended spans matter here."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is None or not span.context.trace_flags.sampled:
+            return
+        if self._closed:
+            self.dropped["shut_down"] += 1
+            return
+        waiting = len(self._spans)
+        if waiting >= self.capacity:
+            self.dropped["queue_full"] += 1
+            return
+        self._spans.append(span)
+        if not self._some.is_set():
+            if self._thread is None:
+                self._start()
+            self._some.set()
+        elif waiting >= self._batch_max and not self._hurry.is_set():
+            self._hurry.set()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"glassbus-spans-{self.name}", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        attach(set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+        while True:
+            self._some.wait()
+            self._hurry.wait(self._delay_s)
+            self._hurry.clear()
+            # Cleared before the queue is emptied: a span that comes in between sets it again.
+            self._some.clear()
+            while self._spans:
+                self._export()
+            with self._changed:
+                self._changed.notify_all()
+                if self._leaving:
+                    break
+        with contextlib.suppress(Exception):  # nobody is left to be told, and it has nothing of ours any more
+            self._exporter.shutdown()
+        with self._changed:
+            self._thread = None
+            self._changed.notify_all()
+
+    def _export(self) -> None:
+        batch: list[ReadableSpan] = []
+        self._busy = True  # before the queue looks empty
+        with contextlib.suppress(IndexError):  # fewer than a batch
+            while len(batch) < self._batch_max:
+                batch.append(self._spans.popleft())
+        self._held = len(batch)
+        try:
+            taken = self._exporter.export(batch) is SpanExportResult.SUCCESS
+        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; it is counted below
+            taken = False
+            _log.warning("exporting %d spans of queue %r raised %s", len(batch), self.name, type(error).__name__)
+        self._held = 0
+        self._busy = False
+        if taken:
+            self.exported += len(batch)
+        else:
+            self.export_failures += 1
+            self.dropped["export_failed"] += len(batch)
+
+    def hurry(self) -> None:
+        """Export what is queued now, without waiting for a batch to gather. Returns at once."""
+        if self._spans:
+            self._hurry.set()
+            self._some.set()
+
+    def flush(self, deadline_s: float) -> bool:
+        """Export what is queued, waiting at most `deadline_s`. True when nothing is left and nothing was lost."""
+        lost = self.dropped["export_failed"]
+        until = time.monotonic() + deadline_s
+        with self._changed:
+            while (self._spans or self._busy) and self._thread is not None:
+                self._hurry.set()
+                self._some.set()
+                left = until - time.monotonic()
+                if left <= 0 or not self._changed.wait(left):
+                    return False
+        return not self._spans and self.dropped["export_failed"] == lost
+
+    def close(self, deadline_s: float) -> bool:
+        """Flush, then take no more spans and let go of the exporter; all within `deadline_s`. Idempotent.
+
+        What an exporter that hangs still holds at the deadline is lost, and counted as `shut_down`.
+        """
+        if self._closed:
+            return True
+        until = time.monotonic() + deadline_s
+        flushed = self.flush(deadline_s)
+        self._closed = True
+        self._start()  # it is the thread that lets go of the exporter, which may hang
+        with self._changed:
+            self._leaving = True
+            self._hurry.set()
+            self._some.set()
+            while self._thread is not None and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+        left_over = len(self._spans) + self._held
+        if left_over:
+            self.dropped["shut_down"] += left_over
+            self._spans.clear()
+        return flushed and not left_over
+
+    def shutdown(self) -> None:
+        self.close(5.0)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self.flush(timeout_millis / 1000)
+
+
+class Switch(SpanProcessor):
+    """The one processor of the provider that `configure` installs: a provider cannot be replaced, its queue can."""
+
+    def __init__(self) -> None:
+        self.queue: SpanQueue | None = None
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Only ended spans matter here."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if self.queue is not None:
+            self.queue.on_end(span)
+
+    def shutdown(self) -> None:
+        if self.queue is not None:
+            self.queue.close(5.0)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self.queue is None or self.queue.flush(timeout_millis / 1000)

@@ -1,0 +1,197 @@
+"""The outlet of an OpenTelemetry SDK provider.
+
+The SDK starts a span, samples it and ends it, in that order. We need spans whose
+ids are known beforehand, that are made after the fact, and that are exported
+although the head sampler said no. So this module, and no other, reaches past the
+SDK's tracer: it builds the SDK's own span types and hands them to the provider's
+processors. Where the SDK's private names it needs have changed, it says so in the log once and
+the provider is used through its public face instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk import trace as sdk_trace
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider, sampling
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
+
+from glassbus.telemetry.outlet import (
+    ALWAYS,
+    NOWHERE,
+    SCHEMA_URL,
+    SCOPE,
+    VALUE_BYTES_MAX,
+    Foreign,
+    Outlet,
+    SpanData,
+    context_of,
+    links_of,
+)
+from glassbus.telemetry.pipeline import SpanQueue, Switch
+from glassbus.telemetry.propagation import Place
+
+_log = logging.getLogger(__name__)
+
+#: Processors that look at a span when it ends and not before: they may be shown finished spans.
+_END_ONLY = (BatchSpanProcessor, SimpleSpanProcessor, SpanQueue, Switch)
+
+_OK = Status(StatusCode.UNSET)
+
+
+def sdk_outlet(provider: Any, failures: Callable[[], SpanProcessor | None]) -> Outlet:
+    """The outlet of `provider`, through its private parts where they are as we know them."""
+    if getattr(provider, "_disabled", False):
+        return NOWHERE
+    try:
+        return SdkOutlet(provider, failures)
+    except (AttributeError, TypeError) as error:
+        _log.warning(
+            "this OpenTelemetry SDK is not laid out as expected (%s): failures of unsampled messages have no spans",
+            error,
+        )
+        return Foreign(provider)
+
+
+class LiveSpan(sdk_trace.Span):
+    """A running span with ids of our choosing; in all else the SDK's."""
+
+
+class _Router(SpanProcessor):
+    """Shows running spans to the provider's processors, and each ended one to those it belongs to."""
+
+    def __init__(self, processors: SpanProcessor, failures: Callable[[], SpanProcessor | None]) -> None:
+        self._processors = processors
+        self._failures = failures
+
+    def on_start(self, span: sdk_trace.Span, parent_context: Context | None = None) -> None:
+        self._processors.on_start(span, parent_context=parent_context)
+
+    def _on_ending(self, span: sdk_trace.Span) -> None:
+        self._processors._on_ending(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        attributes = span.attributes
+        kept = attributes is not None and "glassbus.keep" in attributes
+        ((kept and self._failures()) or self._processors).on_end(span)
+
+
+class SdkOutlet:
+    recording = True
+
+    def __init__(self, provider: TracerProvider, failures: Callable[[], SpanProcessor | None]) -> None:
+        self._provider = provider
+        self._failures = failures
+        self._processors = provider._active_span_processor
+        self._limits: SpanLimits = provider._span_limits
+        self._router = _Router(self._processors, failures)
+        self._scope = InstrumentationScope(SCOPE, _version(), SCHEMA_URL)
+        self._sampler = provider.sampler
+        self.bound, self._as_parent = _fast_form(provider.sampler)
+        limit = self._limits.max_span_attribute_length
+        self.value_bytes_max = VALUE_BYTES_MAX if limit is None else min(VALUE_BYTES_MAX, limit)
+        self._seen: Any = None
+        self._end_only = False
+
+    def samples(self, trace_id: int, parent: SpanContext | None) -> bool:
+        if parent is not None and self._as_parent:
+            return bool(parent.trace_flags.sampled)
+        context = None if parent is None else trace.set_span_in_context(NonRecordingSpan(parent))
+        result = self._sampler.should_sample(context, trace_id, "publish", SpanKind.PRODUCER, None, ())
+        return result.decision is sampling.Decision.RECORD_AND_SAMPLE
+
+    def emit(self, span: SpanData, /) -> None:
+        failures = self._failures() if span.kept else None
+        if failures is None and not self._may_skip_start():
+            self.end(self.start(span), span)
+            return
+        place = span.place
+        own = context_of(place)
+        (failures or self._processors).on_end(
+            ReadableSpan(
+                span.name,
+                own,
+                context_of(Place(place.trace_id, span.parent, True), remote=span.remote) if span.parent else None,
+                self._provider.resource,
+                span.attributes,
+                [sdk_trace.Event(name, attributes, at) for name, attributes, at in span.events],
+                links_of(span.links),
+                span.kind,
+                None,
+                _OK if span.error is None else Status(StatusCode.ERROR, span.error),
+                span.start_ns,
+                span.end_ns,
+                self._scope,
+            )
+        )
+
+    def _may_skip_start(self) -> bool:
+        """Whether every processor of the provider only cares for ended spans, so that a finished one will do."""
+        processors = getattr(self._processors, "_span_processors", None)
+        if processors is not self._seen:
+            self._end_only = processors is not None and all(type(p) in _END_ONLY for p in processors)
+            self._seen = processors
+        return self._end_only
+
+    def start(self, span: SpanData, /) -> Span:
+        place = span.place
+        parent = context_of(Place(place.trace_id, span.parent, True), remote=span.remote) if span.parent else None
+        running = LiveSpan(
+            span.name,
+            context_of(place),
+            parent,
+            self._sampler,
+            None,
+            self._provider.resource,
+            span.attributes,
+            None,
+            links_of(span.links),
+            span.kind,
+            self._router,
+            limits=self._limits,
+            instrumentation_scope=self._scope,
+        )
+        running.start(span.start_ns, trace.set_span_in_context(NonRecordingSpan(parent)) if parent else None)
+        return running
+
+    def end(self, running: Span, span: SpanData, /) -> None:
+        running.set_attributes(span.attributes)
+        for name, attributes, at in span.events:
+            running.add_event(name, attributes, at)
+        if span.error is not None:
+            running.set_status(Status(StatusCode.ERROR, span.error))
+        running.end(span.end_ns)
+
+
+def _fast_form(sampler: sampling.Sampler) -> tuple[int | None, bool]:
+    """(bound for roots or None to ask, whether a child does as its parent) of a sampler we know."""
+    if isinstance(sampler, sampling.StaticSampler):
+        result = sampler.should_sample(None, 1, "")
+        return (ALWAYS if result.decision is sampling.Decision.RECORD_AND_SAMPLE else 0), False
+    if type(sampler) is sampling.TraceIdRatioBased:
+        return sampler.bound, False
+    if isinstance(sampler, sampling.ParentBased):
+        bound, _ = _fast_form(sampler._root)
+        delegates = (
+            (sampler._remote_parent_sampled, sampling.ALWAYS_ON),
+            (sampler._local_parent_sampled, sampling.ALWAYS_ON),
+            (sampler._remote_parent_not_sampled, sampling.ALWAYS_OFF),
+            (sampler._local_parent_not_sampled, sampling.ALWAYS_OFF),
+        )
+        return bound, all(given is usual for given, usual in delegates)
+    return None, False
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("glassbus")
+    except PackageNotFoundError:
+        return "unknown"

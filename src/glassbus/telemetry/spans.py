@@ -1,0 +1,278 @@
+"""What each span says: names, kinds and attributes, as `catalogue` declares them.
+
+Semantic conventions for messaging: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+Payloads, headers and keys are never attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+from opentelemetry.trace import SpanKind
+
+from glassbus.config import redact
+from glassbus.facts import Delivery
+from glassbus.message import Envelope
+from glassbus.policy.retry import Retry
+from glassbus.telemetry.failures import Failure
+from glassbus.telemetry.outlet import Attributes, SpanData
+from glassbus.telemetry.propagation import Place, Trail, new_span_id
+
+STACK_BYTES_MAX = 4096
+_SYSTEMS = {"nats": "nats", "amqp": "rabbitmq"}
+
+Link = tuple[Place, Attributes]
+_TO_PUBLISH: Attributes = {"glassbus.link": "publish"}
+_TO_PREVIOUS: Attributes = {"glassbus.link": "previous_attempt"}
+_TO_FAILURE: Attributes = {"glassbus.link": "last_failure"}
+_TO_CAUSE: Attributes = {"glassbus.link": "cause"}
+_TO_OPENING: Attributes = {"glassbus.link": "opening"}
+
+
+def ns(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def capped(text: str, bytes_max: int) -> str:
+    """`text` as valid UTF-8 of at most `bytes_max` bytes: a lone surrogate would make a whole batch unexportable."""
+    if len(text) <= bytes_max and text.isascii():
+        return text
+    return text.encode("utf-8", "replace")[:bytes_max].decode("utf-8", "ignore")
+
+
+@lru_cache(maxsize=256)
+def _stack(text: str) -> str:
+    # One string for each failure site, however many of its spans wait in a queue.
+    return capped(text, STACK_BYTES_MAX)
+
+
+def without_credentials(text: str) -> str:
+    """The default redaction: no credentials of any URL."""
+    return redact(text) if "://" in text else text
+
+
+class SpanWriter:
+    """Writes the spans of one bus. Reads nothing but its arguments, so any thread may use it."""
+
+    def __init__(
+        self, bus: str, transport: str, retry_of: Callable[[str], Retry | None], clean: Callable[[str], str]
+    ) -> None:
+        self.bus = bus
+        self.value_bytes_max = 256
+        self._system = _SYSTEMS.get(transport, "glassbus")
+        self._retry_of = retry_of
+        self._clean = clean
+
+    def _messaging(self, operation: str, kind: str, envelope: Envelope, destination: str) -> dict[str, Any]:
+        attributes: dict[str, Any] = {
+            "messaging.system": self._system,
+            "messaging.operation.name": operation,
+            "messaging.operation.type": kind,
+            "messaging.destination.name": envelope.topic,
+            "messaging.message.id": envelope.id,
+            "glassbus.bus": self.bus,
+        }
+        if destination != envelope.topic:
+            attributes["messaging.destination.template"] = destination
+        return attributes
+
+    def text(self, text: str) -> str:
+        return capped(self._clean(text), self.value_bytes_max)
+
+    def _failed(self, attributes: dict[str, Any], failure: Failure) -> str:
+        """Mark a span as failed; the description of its status."""
+        attributes["error.type"] = failure.kind
+        attributes["glassbus.keep"] = True
+        return self.text(f"{failure.kind}: {failure.message}")
+
+    # The way of a message
+
+    def publish(
+        self,
+        envelope: Envelope,
+        destination: str,
+        place: Place,
+        parent: int,
+        end_s: float,
+        duration_s: float,
+        outcome: str,
+        failure: Failure | None = None,
+    ) -> SpanData:
+        attributes = self._messaging("publish", "send", envelope, destination)
+        attributes["glassbus.outcome"] = outcome
+        error = self._failed(attributes, failure) if failure else None
+        return SpanData(
+            f"publish {destination}",
+            SpanKind.PRODUCER,
+            place,
+            parent,
+            attributes,
+            ns(end_s - duration_s),
+            ns(end_s),
+            kept=failure is not None,
+            error=error,
+        )
+
+    def process(
+        self,
+        delivery: Delivery,
+        trail: Trail,
+        previous: Place | None,
+        start_ns: int,
+        end_ns: int,
+        failure: Failure | None = None,
+    ) -> SpanData:
+        envelope = delivery.envelope
+        attributes = self._messaging("process", "process", envelope, delivery.destination)
+        attributes["messaging.consumer.group.name"] = delivery.subscription
+        attributes["glassbus.attempt"] = delivery.attempt
+        attributes["glassbus.published_at"] = envelope.published_at
+        retry = self._retry_of(delivery.subscription)
+        if retry is not None:
+            attributes["glassbus.max_attempts"] = retry.max_attempts
+        if delivery.replays:
+            attributes["glassbus.replays"] = delivery.replays
+        if delivery.redelivered:
+            attributes["glassbus.redelivered"] = delivery.redelivered
+        kept = failure is not None or delivery.attempt > 1 or delivery.replays > 0
+        if kept:
+            attributes["glassbus.keep"] = True
+        error = self._failed(attributes, failure) if failure else None
+        links: list[Link] = []
+        if previous is not None:
+            links.append((previous, _TO_PREVIOUS))
+        if trail.delayed and trail.origin.span_id:
+            links.append((trail.origin, _TO_PUBLISH))
+        return SpanData(
+            f"process {delivery.destination}",
+            SpanKind.CONSUMER,
+            trail.own._replace(sampled=True),
+            trail.parent,
+            attributes,
+            start_ns,
+            end_ns,
+            kept=kept,
+            remote=True,
+            error=error,
+            links=links,
+        )
+
+    def error(self, failure: Failure, at: Place, parent: int, at_ns: int, summarised: int = 0) -> SpanData:
+        """A span of its own for an error, in the trace of `at` under `parent`."""
+        message = self.text(failure.message)
+        attributes: dict[str, Any] = {
+            "error.type": failure.kind,
+            "glassbus.bus": self.bus,
+            "glassbus.error.component": failure.component,
+            "glassbus.error.category": failure.category,
+            "glassbus.error.severity": failure.severity,
+            "glassbus.keep": True,
+        }
+        event: dict[str, Any] = {"exception.type": failure.kind, "exception.message": message}
+        report = failure.report
+        if report is not None:
+            attributes["glassbus.error.id"] = capped(report.error_id, self.value_bytes_max)
+            attributes["glassbus.error.fingerprint"] = report.fingerprint
+            if report.stack_trace:
+                event["exception.stacktrace"] = _stack(report.stack_trace)
+        if summarised:
+            attributes["glassbus.summarised"] = summarised
+        return SpanData(
+            f"error {failure.destination or failure.component}",
+            SpanKind.INTERNAL,
+            Place(at.trace_id, new_span_id(), True, at.state),
+            parent,
+            attributes,
+            at_ns,
+            at_ns,
+            kept=True,
+            error=message,
+            events=(("exception", event, at_ns),),
+        )
+
+    def recover(
+        self, delivery: Delivery, at: Place, start_ns: int, end_ns: int, action: str, outcome: str, **more: Any
+    ) -> SpanData:
+        attributes: dict[str, Any] = {
+            "messaging.message.id": delivery.envelope.id,
+            "glassbus.bus": self.bus,
+            "glassbus.subscription": delivery.subscription,
+            "glassbus.attempt": delivery.attempt,
+            "glassbus.recovery.action": action,
+            "glassbus.recovery.outcome": outcome,
+            "glassbus.keep": True,
+            **more,
+        }
+        return self._child(f"recover {delivery.destination}", SpanKind.INTERNAL, at, attributes, start_ns, end_ns)
+
+    def settle(
+        self, delivery: Delivery, at: Place, at_ns: int, operation: str, reason: str, error: str | None = None
+    ) -> SpanData:
+        attributes = self._messaging(operation, "settle", delivery.envelope, delivery.destination)
+        attributes["messaging.consumer.group.name"] = delivery.subscription
+        attributes["glassbus.attempt"] = delivery.attempt
+        attributes["glassbus.reason"] = reason
+        attributes["glassbus.keep"] = True
+        if error is not None:
+            attributes["error.type"] = reason
+        span = self._child(f"settle {delivery.destination}", SpanKind.CLIENT, at, attributes, at_ns, at_ns)
+        span.error = error
+        return span
+
+    def replay(self, delivery: Delivery, place: Place, origin: Place, failed: Place, at_ns: int) -> SpanData:
+        attributes = self._messaging("replay", "send", delivery.envelope, delivery.destination)
+        attributes["messaging.consumer.group.name"] = delivery.subscription
+        attributes["glassbus.replays"] = delivery.replays
+        attributes["glassbus.keep"] = True
+        links = [(failed, _TO_FAILURE)]
+        if origin.span_id:
+            links.insert(0, (origin, _TO_PUBLISH))
+        name = f"replay {delivery.destination}"
+        return SpanData(name, SpanKind.PRODUCER, place, 0, attributes, at_ns, at_ns, kept=True, links=links)
+
+    # Around it
+
+    def breaker(
+        self,
+        name: str,
+        kind: str,
+        move: tuple[str, str],
+        reason: str,
+        at: Place,
+        at_ns: int,
+        causes: Iterable[Place],
+        opening: Place | None,
+    ) -> SpanData:
+        """A transition; under `at` when that is the attempt which tipped it, else a root there."""
+        attributes = {
+            "glassbus.bus": self.bus,
+            "glassbus.breaker.name": name,
+            "glassbus.breaker.kind": kind,
+            "glassbus.breaker.from_state": move[0],
+            "glassbus.breaker.to_state": move[1],
+            "glassbus.reason": self.text(reason),
+            "glassbus.keep": True,
+        }
+        span = self._child(f"breaker {name} {move[0]}->{move[1]}", SpanKind.INTERNAL, at, attributes, at_ns, at_ns)
+        links: list[Link] = [(cause, _TO_CAUSE) for cause in causes]
+        if opening is not None:
+            links.append((opening, _TO_OPENING))
+        span.links = links
+        return span
+
+    def happening(
+        self, name: str, at: Place, start_ns: int, end_ns: int, attributes: dict[str, Any], error: str | None = None
+    ) -> SpanData:
+        """Something of the bus itself: connection, overflow, shutdown."""
+        attributes = {"glassbus.bus": self.bus, **attributes, "glassbus.keep": True}
+        span = self._child(name, SpanKind.INTERNAL, at, attributes, start_ns, end_ns)
+        span.error = error
+        return span
+
+    def _child(
+        self, name: str, kind: SpanKind, at: Place, attributes: dict[str, Any], start_ns: int, end_ns: int
+    ) -> SpanData:
+        place = Place(at.trace_id, new_span_id(), True, at.state)
+        return SpanData(name, kind, place, at.span_id, attributes, start_ns, max(start_ns, end_ns), kept=True)
