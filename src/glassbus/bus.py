@@ -42,7 +42,7 @@ from glassbus.message import (
     check_text,
 )
 from glassbus.observer import Hub, Observer, safe_text
-from glassbus.policy.ledger import Ledger
+from glassbus.policy.ledger import Audit, Ledger
 from glassbus.policy.retry import Retry
 from glassbus.policy.routing import destination
 from glassbus.publisher import Publisher
@@ -563,6 +563,10 @@ class MessageBus:
     def queues(self) -> dict[str, QueueState]:
         """Every subscription in the store, run by this process or not."""
         return self._transport.queues()
+
+    async def audit(self) -> Audit:
+        """Recount every row of the store against its ledger. Reads all of it: not for a tight loop."""
+        return await self._transport.audit()
 
     def health(self) -> Health:
         """How the bus is now. Rates are of the last 5 minutes; what cannot be told is `unknown`."""
