@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -53,7 +53,7 @@ from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
 from glassbus.switches import Breakers
-from glassbus.transport import Hold, QueueState, SubscriptionSpec, Transport
+from glassbus.transport import Hold, QueueState, Stored, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from glassbus.worker import Subscription, Worker
 
@@ -395,12 +395,9 @@ class MessageBus:
         except PublishRejected as error:
             self._publisher.refused(topic, message_id, error, started)
             raise
-        batch = (envelope,)
-        try:
-            stored = (await self._transport.publish(batch, 0.0 if current_delivery.get() else self._patience_s))[0]
-        except BaseException as error:
-            self._publisher.not_stored(batch, error, started)
-            raise
+        stored = self._transport.publish_now(envelope)
+        if stored is None:
+            stored = (await self._store((envelope,), started))[0]
         self._publisher.stored(envelope, stored, self._monotonic() - started)
         return Receipt(envelope.id, self._level, stored.subscriptions, stored.duplicate)
 
@@ -435,17 +432,21 @@ class MessageBus:
         if not sealed:
             return []
         started = self._monotonic()
-        try:
-            stored = await self._transport.publish(sealed, 0.0 if current_delivery.get() else self._patience_s)
-        except BaseException as error:
-            self._publisher.not_stored(sealed, error, started)
-            raise
+        stored = await self._store(sealed, started)
         duration_s = self._monotonic() - started
         receipts = []
         for envelope, outcome in zip(sealed, stored, strict=True):
             self._publisher.stored(envelope, outcome, duration_s)
             receipts.append(Receipt(envelope.id, self._level, outcome.subscriptions, outcome.duplicate))
         return receipts
+
+    async def _store(self, batch: Sequence[Envelope], started: float) -> Sequence[Stored]:
+        """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""
+        try:
+            return await self._transport.publish(batch, 0.0 if current_delivery.get() else self._patience_s)
+        except BaseException as error:
+            self._publisher.not_stored(batch, error, started)
+            raise
 
     async def _make_ready(self, topic: object, message_id: str | None) -> None:
         """Wait for subscriptions that are being declared. Raises BusNotRunning."""

@@ -62,6 +62,7 @@ class Hub:
         self._by_type: dict[FactType, tuple[Observer, ...]] = dict.fromkeys(ALL_FACTS, ())
         self._scoping: tuple[Observer, ...] = ()
         self.shows_happy = False
+        self.scopes = False
         #: Raised calls for each observer, by its name.
         self.failures: dict[str, int] = {}
         for observer in observers:
@@ -70,11 +71,6 @@ class Hub:
     @property
     def observers(self) -> tuple[Observer, ...]:
         return self._observers
-
-    @property
-    def scopes(self) -> bool:
-        """Whether any observer wraps handlers."""
-        return bool(self._scoping)
 
     def add(self, observer: Observer) -> None:
         interests = getattr(observer, "interests", None)
@@ -89,7 +85,8 @@ class Hub:
         self._observers = observers
         self._by_type = {kind: tuple(o for o in observers if kind in self._interests[id(o)]) for kind in ALL_FACTS}
         self._scoping = tuple(o for o in observers if _has_scope(o))
-        #: Whether anyone wants the facts of the happy path; asked for each message, so kept ready.
+        # Asked for each message, so kept ready: does anyone wrap handlers, or want the facts of the happy path?
+        self.scopes = bool(self._scoping)
         self.shows_happy = self.wants(MessagePublished) or self.wants(DeliveryHandled)
 
     def wants(self, kind: FactType) -> bool:

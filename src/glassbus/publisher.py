@@ -34,6 +34,8 @@ from glassbus.record.tally import PublishTally
 from glassbus.transport import Stored
 
 _TOPICS_MAX = 10_000
+# Looking a member up on its enum takes longer than comparing it.
+_NORMAL = Priority.NORMAL
 _DELAY_MAX_S = 10 * 365 * 86400
 # Message ids end in 60 bits that run through every value once, in an order that looks random
 # (a Weyl sequence: any odd step does). A leading 1 keeps them 16 hexadecimal digits long.
@@ -47,7 +49,7 @@ class Publisher:
 
     def __init__(self, settings: Settings, level: Level, hub: Hub, clock: Clock) -> None:
         self.tallies: dict[str, PublishTally] = {}
-        self._settings = settings
+        self._bytes_max = settings.payload_bytes_max
         self._level = level
         self._hub = hub
         self._monotonic, self._wall = clock.monotonic, clock.wall
@@ -88,13 +90,13 @@ class Publisher:
             check_topic(topic)
         codec = RAW if type(payload) is bytes else JSON
         body = codec.encode(payload)
-        if len(body) > self._settings.payload_bytes_max:
+        if len(body) > self._bytes_max:
             raise InvalidPayload(
-                f"payload takes {len(body)} bytes; at most {self._settings.payload_bytes_max} are allowed "
+                f"payload takes {len(body)} bytes; at most {self._bytes_max} are allowed "
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
         carried = check_headers(headers) if headers else {}
-        if message_id is None and key is None and expires_in is None and not delay and priority is Priority.NORMAL:
+        if message_id is None and key is None and expires_in is None and not delay and priority is _NORMAL:
             if self._propagators:
                 self._inject(carried)
             return Envelope(self._next_id(), topic, body, codec.name, carried, 1, None, self._wall())

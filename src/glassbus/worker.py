@@ -59,6 +59,9 @@ from glassbus.transport import SubscriptionSpec, Transport
 #: A first attempt that simply worked: what `decide` says of it, without its fact.
 HANDLED = Decision(State.HANDLED)
 
+#: How long a slot may go on without letting the loop turn, in seconds.
+_TURN_S = 0.005
+_enter = current_delivery.set
 #: How soon a slot whose task ended works again, in seconds.
 _REOPEN_S = 0.05
 #: How long a cancelled handler may clean up before it counts as overdue, in seconds.
@@ -256,71 +259,83 @@ class Worker:
     # One message
 
     async def _serve(self, slot: _Slot) -> None:
-        claim, name, gate = self._transport.claim, self.name, self.gate
+        """Claim, handle, settle, one delivery after the other, until the worker stops."""
+        claim_now, claim, settle = self._transport.claim_now, self._transport.claim, self._transport.settle
+        name, gate, hub, monotonic = self.name, self.gate, self._hub, self._monotonic
+        yield_at = 0.0
         while not self._stopping:
             if gate.shut:
                 await gate.wait()
                 continue
-            delivery = await claim(name)
-            if gate.guarded:
-                permit = gate.enter()
-                if permit is None:
-                    self._settle(delivery, Stopped("breaker_open"))
-                    continue
-                slot.permit = permit
-                slot.touched = True
-            if delivery.redelivered:
-                self._redelivered(delivery)
-            if delivery.attempt > self.subscription.retry.max_attempts:
-                self._poisoned(slot, delivery)
+            delivery = claim_now(name) or await claim(name)
+            if (gate.guarded or delivery.attempt != 1) and not self._admit(slot, delivery):
                 continue
-            await self._attempt(slot, delivery)
-
-    async def _attempt(self, slot: _Slot, delivery: Delivery) -> None:
-        slot.started = now = self._monotonic()
-        slot.deadline = now + self.timeout_s
-        slot.delivery = delivery
-        if self._alarm is None:
-            self._alarm = self._loop.call_later(self.timeout_s, self._ring)
-        try:
-            argument = self._argument(delivery.envelope)
-            context = self._context.copy()
-            context.run(current_delivery.set, delivery)
-            if self._simple and not self._hub.scopes:
-                coroutine = self._function(argument)
-                # Most handlers that wait for nothing are done after one step.
-                try:
-                    waits_for = context.run(coroutine.send, None)
-                except StopIteration:
-                    pass
+            slot.started = now = monotonic()
+            slot.deadline = now + self.timeout_s
+            slot.delivery = delivery
+            if self._alarm is None:
+                self._alarm = self._loop.call_later(self.timeout_s, self._ring)
+            try:
+                argument = self._argument(delivery.envelope)
+                context = self._context.copy()
+                context.run(_enter, delivery)
+                scope = hub.scope(delivery) if hub.scopes else NO_SCOPE
+                if scope is NO_SCOPE and self._simple:
+                    coroutine = self._function(argument)
+                    # A handler that waits for nothing is done after one step.
+                    try:
+                        waits_for = context.run(coroutine.send, None)
+                    except StopIteration:
+                        pass
+                    else:
+                        await in_context(coroutine, context, waits_for)
                 else:
-                    await in_context(coroutine, context, waits_for)
+                    await self._handle(delivery, argument, context, scope)
+            except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
+                self._raised(slot, delivery, error)
             else:
-                await self._handle(delivery, argument, context)
-        except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
-            self._raised(slot, delivery, error)
-        else:
-            if slot.touched or delivery.attempt != 1 or self._hub.shows_happy:
-                self._returned(slot, delivery)
-            else:
-                tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
-                tally.duration.observe(self._monotonic() - now)
-                self._quiet += 1
-                self._transport.settle(delivery, HANDLED, self._recorded)
-        finally:
-            slot.delivery = None
-            if slot.touched:
-                slot.clear()
+                if slot.touched or delivery.attempt != 1 or hub.shows_happy:
+                    self._returned(slot, delivery)
+                else:
+                    tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
+                    tally.duration.observe(monotonic() - now)
+                    self._quiet += 1
+                    settle(delivery, HANDLED, self._recorded)
+            finally:
+                slot.delivery = None
+                if slot.touched:
+                    slot.clear()
+            if now >= yield_at:
+                # Handlers that wait for nothing must not keep the loop from everyone else.
+                await asyncio.sleep(0)
+                yield_at = monotonic() + _TURN_S
 
-    async def _handle(self, delivery: Delivery, argument: Any, context: Context) -> None:
-        """Run the handler in its own context, inside the scopes of the observers."""
-        delivery.started_at = self._wall()
+    def _admit(self, slot: _Slot, delivery: Delivery) -> bool:
+        """Whether to run a delivery that the gate must judge, or that was claimed before."""
+        if self.gate.guarded:
+            permit = self.gate.enter()
+            if permit is None:
+                self._settle(delivery, Stopped("breaker_open"))
+                return False
+            slot.permit, slot.touched = permit, True
+        if delivery.redelivered and self._hub.wants(DeliveryRedelivered):
+            self._hub.state(DeliveryRedelivered(at=self._wall(), delivery=delivery, reason=delivery.redelivered))
+        if delivery.attempt > self.retry.max_attempts:
+            self._poisoned(slot, delivery)
+            return False
+        return True
+
+    async def _handle(
+        self,
+        delivery: Delivery,
+        argument: Any,
+        context: Context,
+        scope: contextlib.AbstractContextManager[None],
+    ) -> None:
+        """Run a handler that is plain, wants its delivery, or is watched by the scopes of observers."""
         handler = self.subscription.handler
-        scope = self._hub.scope(delivery) if self._hub.scopes else NO_SCOPE
         if self._threads is not None:
             await self._handle_on_thread(context, delivery, argument, scope)
-        elif scope is NO_SCOPE:
-            await in_context(context.run(handler.call, delivery, argument), context)
         else:
             await in_context(_scoped(scope, handler, delivery, argument), context)
 
@@ -412,13 +427,10 @@ class Worker:
         self._forgive(slot)
         self._hub.state(SlotRegained(at=self._clock.wall(), delivery=delivery, ran_s=ran_s))
 
-    def _redelivered(self, delivery: Delivery) -> None:
-        if self._hub.wants(DeliveryRedelivered):
-            self._hub.state(DeliveryRedelivered(at=self._clock.wall(), delivery=delivery, reason=delivery.redelivered))
-
     def _poisoned(self, slot: _Slot, delivery: Delivery) -> None:
         """Every attempt it had ended in its owner's death, so it is not run again."""
         self.gate.leave(slot.permit)
+        slot.clear()
         error = OwnerDied(f"the process died or lost its lease in each of {delivery.attempt - 1} attempts")
         self._settle(delivery, OwnerGone(self._report(delivery, error)))
 

@@ -163,6 +163,12 @@ class Transport(Protocol):
         is uncertain too, and the ids are remembered.
         """
 
+    def publish_now(self, envelope: Envelope, /) -> Stored | None:
+        """Store one message if that takes no waiting; None, and nothing done, when `publish` must."""
+
+    def claim_now(self, name: str, /) -> Delivery | None:
+        """Take the next delivery if that takes no waiting; None when `claim` must."""
+
     async def claim(self, name: str, /) -> Delivery:
         """Wait for the next delivery of `name` and take it, its attempt counted and stored.
 

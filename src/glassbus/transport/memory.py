@@ -37,7 +37,7 @@ from glassbus.facts import (
     DeliveryExpired,
     OverflowHandled,
 )
-from glassbus.message import Envelope, Level
+from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.overflow import Rung, next_rung
@@ -59,6 +59,8 @@ from glassbus.transport.spill import restore, spill
 #: How long an id given by the caller is recognised again, in seconds.
 DUPLICATE_WINDOW_S = 600.0
 _ROUTES_MAX = 10_000
+_NORMAL_ONLY = (int(Priority.NORMAL),)
+_HANDLED = State.HANDLED  # looking a member up on its enum takes longer than comparing it
 
 #: Until when an id is known (wall seconds), the digest of its topic and body, and where it went.
 _Known = tuple[float, bytes, tuple[str, ...]]
@@ -74,6 +76,7 @@ class _Queue:
         self.held = False
         self.consumed = False
         self.ready: tuple[deque[Delivery], ...] = (deque(), deque(), deque(), deque())
+        self.normal = self.ready[Priority.NORMAL]
         self.turn = PriorityTurn()
         self.later: list[tuple[float, int, Delivery]] = []  # retrying, by monotonic time
         self.scheduled: list[tuple[float, int, Delivery]] = []  # delayed publish, by wall time
@@ -150,6 +153,10 @@ class _Queue:
             self.put(delivery, first=True)
 
 
+#: The queues that want a topic, its destination label, and the outcome of a publish to it.
+_Route = tuple[tuple[_Queue, ...], str, Stored]
+
+
 class MemoryTransport:
     """The transport of `memory://`. See the port for what each method promises."""
 
@@ -159,7 +166,7 @@ class MemoryTransport:
         self._clock = clock
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
         self._queues: dict[str, _Queue] = {}
-        self._routes: dict[str, tuple[tuple[_Queue, ...], str, list[Stored]]] = {}
+        self._routes: dict[str, _Route] = {}
         self._known: dict[str, _Known] = {}
         self._sequence = itertools.count(1)
         self._gone = Account()
@@ -201,7 +208,8 @@ class MemoryTransport:
             queue.discarded += 1
             self._listener.state(DeliveryDiscarded(at=self._clock.wall(), delivery=delivery, reason="stopped"))
         for queue in self._queues.values():
-            queue.ready = (deque(), deque(), deque(), deque())
+            for lane in queue.ready:
+                lane.clear()
             queue.later, queue.scheduled, queue.waiting_for_key = [], [], {}
             queue.pending = 0
         return 0, len(held)
@@ -265,31 +273,32 @@ class MemoryTransport:
 
     # Publishing
 
+    def publish_now(self, envelope: Envelope, /) -> Stored | None:
+        queues, label, outcome = self._routes.get(envelope.topic) or self._route(envelope.topic)
+        if envelope.remember or envelope.due_at or envelope.expires_at:
+            return None
+        for queue in queues:
+            if queue.pending >= queue.capacity:
+                return None
+        for queue in queues:
+            queue.accepted += 1
+            queue.pending += 1
+            queue.ready[envelope.priority].append(Delivery(envelope, queue.name, label, 0, next(self._sequence)))
+            if queue.claimers:
+                queue.wake()
+        return outcome
+
     async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
-        if len(batch) == 1:
-            envelope = batch[0]
-            queues, label, outcome = self._routes.get(envelope.topic) or self._route(envelope.topic)
-            if not (envelope.remember or envelope.due_at or envelope.expires_at):
-                for queue in queues:
-                    if queue.pending >= queue.capacity:
-                        break
-                else:
-                    for queue in queues:
-                        queue.accepted += 1
-                        queue.pending += 1
-                        delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
-                        queue.ready[envelope.priority].append(delivery)
-                        if queue.claimers:
-                            queue.wake()
-                    return outcome
+        if len(batch) == 1 and (outcome := self.publish_now(batch[0])) is not None:
+            return [outcome]
         return await self._publish_slowly(batch, wait_s)
 
-    def _route(self, topic: str) -> tuple[tuple[_Queue, ...], str, list[Stored]]:
+    def _route(self, topic: str) -> _Route:
         queues = tuple(q for q in self._queues.values() if matches(q.spec.pattern, topic))
         label = destination(topic, (q.spec.pattern for q in queues))
         if len(self._routes) >= _ROUTES_MAX:
             self._routes.clear()
-        route = (queues, label, [Stored(tuple(q.spec.name for q in queues))])
+        route = (queues, label, Stored(tuple(q.spec.name for q in queues)))
         self._routes[topic] = route
         return route
 
@@ -336,7 +345,7 @@ class MemoryTransport:
         fresh: list[Envelope] = []
         here: dict[str, _Known] = {}
         for envelope in batch:
-            names = (self._routes.get(envelope.topic) or self._route(envelope.topic))[2][0].subscriptions
+            names = (self._routes.get(envelope.topic) or self._route(envelope.topic))[2].subscriptions
             if envelope.remember:
                 digest = blake2b(envelope.topic.encode() + b"\0" + envelope.body, digest_size=16).digest()
                 known = here.get(envelope.id) or self._known.get(envelope.id)
@@ -429,26 +438,36 @@ class MemoryTransport:
 
     # Claiming and settling
 
-    async def claim(self, name: str, /) -> Delivery:
+    def claim_now(self, name: str, /) -> Delivery | None:
         queue = self._queues.get(name) or self._queue(name)
+        if not queue.pending or queue.held:
+            return None
+        # Nothing but NORMAL waits, nearly always: then it is nobody else's turn.
+        order = _NORMAL_ONLY if len(queue.normal) == queue.pending else queue.turn.order()
+        for priority in order:
+            lane = queue.ready[priority]
+            while lane:
+                delivery = lane.popleft()
+                envelope = delivery.envelope
+                if envelope.expires_at and envelope.expires_at <= self._clock.wall():
+                    self._expire(queue, delivery)
+                    continue
+                if envelope.key is not None and not queue.take_key(delivery):
+                    continue
+                queue.pending -= 1
+                if self._publishers:
+                    self._room()
+                delivery.attempt += 1
+                queue.in_flight.add(delivery)
+                return delivery
+        return None
+
+    async def claim(self, name: str, /) -> Delivery:
+        queue = self._queue(name)
         while True:
-            if queue.pending and not queue.held:
-                for priority in queue.turn.order():
-                    lane = queue.ready[priority]
-                    while lane:
-                        delivery = lane.popleft()
-                        envelope = delivery.envelope
-                        if envelope.expires_at and envelope.expires_at <= self._clock.wall():
-                            self._expire(queue, delivery)
-                            continue
-                        if envelope.key is not None and not queue.take_key(delivery):
-                            continue
-                        queue.pending -= 1
-                        if self._publishers:
-                            self._room()
-                        delivery.attempt += 1
-                        queue.in_flight.add(delivery)
-                        return delivery
+            delivery = self.claim_now(name)
+            if delivery is not None:
+                return delivery
             claimer = self._loop.create_future()
             queue.claimers.append(claimer)
             try:
@@ -466,7 +485,7 @@ class MemoryTransport:
         queue.in_flight.remove(delivery)
         state = decision.state
         key = delivery.envelope.key
-        if state is State.HANDLED:
+        if state is _HANDLED:
             queue.handled += 1
             if key is None:
                 recorded(delivery, decision, True)
