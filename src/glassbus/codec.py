@@ -12,7 +12,7 @@ import msgspec
 from glassbus.errors import InvalidPayload, PayloadUndecodable, safe_text
 
 #: Nesting that a payload may have; deeper ones are refused before they can exhaust a stack.
-DEPTH_MAX = 64
+DEPTH_MAX = 256
 
 
 class Codec(Protocol):
