@@ -4,7 +4,7 @@ Every error, every recovery attempt and every breaker transition is a fact that
 logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
 """
 
-from glassbus.bus import Drained, MessageBus, default_observers
+from glassbus.bus import Drained, MessageBus, default_observers, telemetry_observers
 from glassbus.config import KillSwitch
 from glassbus.deadletters import DeadLetter
 from glassbus.errors import (
@@ -50,7 +50,16 @@ from glassbus.policy.retry import Retry
 from glassbus.record.logs import LoggingObserver
 from glassbus.recovery.health import Health, HealthStatus
 
+
+def _telemetry(bus: MessageBus) -> Observer:
+    # Imported when the first bus is made, so that importing the package stays quick.
+    from glassbus.telemetry import observe
+
+    return observe(bus, registry=bus.registry, tracer_provider=bus.tracer_provider, wall=bus.clock.wall)
+
+
 default_observers.append(lambda _bus: LoggingObserver())
+telemetry_observers.append(_telemetry)
 
 __version__ = "0.1.0"
 

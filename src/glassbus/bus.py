@@ -59,8 +59,10 @@ from glassbus.worker import Subscription, Worker
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: Makes the observers that every bus has, registered by the package itself; False from `telemetry=` leaves them out.
-default_observers: list[Callable[[MessageBus], Observer | None]] = []
+#: Make the observers that every bus has; the package registers them, so that the bus need not know them.
+default_observers: list[Callable[[MessageBus], Observer]] = []
+#: Those that `telemetry=False` leaves out.
+telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
 _OUR_FILES = frozenset({__file__, Worker.__init__.__code__.co_filename, Handler.__init__.__code__.co_filename})
 
@@ -139,10 +141,8 @@ class MessageBus:
         self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
         self.breakers = Breakers(self._workers, self._hold)
         self.observe(self.journal)
-        for make in default_observers if telemetry else default_observers[:1]:
-            observer = make(self)
-            if observer is not None:
-                self.observe(observer)
+        for make in (*default_observers, *(telemetry_observers if telemetry else ())):
+            self.observe(make(self))
         for observer in observers:
             self.observe(observer)
 
