@@ -1,0 +1,286 @@
+"""/metrics, /healthz and /readyz over HTTP, on a thread of their own.
+
+- `/metrics`: a Prometheus scrape, in OpenMetrics when the client asks for it.
+- `/healthz`: 200 while the process is alive and the loops of its buses turn, else 503: restart it.
+- `/readyz`: 200 while every bus takes messages, its store answers and it is not critical, else 503:
+  send it no work. A bus that is degraded is ready.
+
+Meant for the inside of a network: there is no TLS and no authentication, and it listens on
+the loopback unless told otherwise. It asks nothing of the event loop, so it answers while that hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BufferedIOBase
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from glassbus.errors import ConfigurationError
+from glassbus.telemetry import exposition
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_ADDRESS = "127.0.0.1:9464"
+#: A client that sends or reads nothing for so long is dropped.
+CLIENT_TIMEOUT_S = 5.0
+#: Requests served at once; those beyond get 503. A scraper and two probes need three.
+CLIENTS_MAX = 16
+#: A loop that has not turned for so long is stuck.
+LOOP_AGE_MAX_S = 10.0
+#: A request line and its headers, in bytes.
+_HEAD_BYTES_MAX = 16 * 1024
+
+Expose = Callable[[Any, str], tuple[str, bytes]]
+
+
+class _HealthView(Protocol):
+    @property
+    def status(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
+
+
+class Watched(Protocol):
+    """What the server asks of a bus; any thread may."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def running(self) -> bool: ...
+    def health(self) -> _HealthView: ...
+    def loop_age_s(self) -> float:
+        """Seconds since the bus's loop last turned."""
+
+
+class Server:
+    """A running server. A context manager that closes it. `address` is where it listens, the true port in it."""
+
+    def __init__(self, http: _Http) -> None:
+        self._http = http
+        host, port = http.server_address[:2]
+        shown = host.decode() if isinstance(host, bytes | bytearray) else str(host)
+        self.host, self.port = shown, int(port)
+        self._thread = threading.Thread(target=http.serve_forever, name="glassbus-server", args=(0.1,), daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}"
+
+    def close(self) -> None:
+        """Stop listening. Requests being answered are dropped. Idempotent."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join(CLIENT_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve(
+    buses: Watched | Iterable[Watched], address: str | None = None, *, registry: Any = None, expose: Expose = exposition
+) -> Server:
+    """Serve `buses` at `address`, `host:port` (default: the variable GLASSBUS_HTTP, else 127.0.0.1:9464).
+
+    Port 0 takes a free one; the result knows which. `registry` is the Prometheus registry to show (default:
+    the global one). Raises ConfigurationError when the address is malformed, in use or not ours.
+    """
+    where = address if address is not None else os.environ.get("GLASSBUS_HTTP") or DEFAULT_ADDRESS
+    host, port = _parse(where)
+    watched = tuple(buses) if isinstance(buses, Iterable) else (buses,)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        http = _Http(family, (host, port), watched, registry, expose)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"cannot serve metrics at {where}: {reason}; choose another address with GLASSBUS_HTTP=host:port "
+            "(port 0 takes a free one)"
+        ) from error
+    return Server(http)
+
+
+def _parse(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"address {address!r} is not host:port, such as {DEFAULT_ADDRESS}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+class _Http(ThreadingMixIn, HTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 32
+
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        buses: tuple[Watched, ...],
+        registry: Any,
+        expose: Expose,
+    ) -> None:
+        self.address_family = family
+        self.buses = buses
+        self.registry = registry
+        self.expose = expose
+        self._room = threading.BoundedSemaphore(CLIENTS_MAX)
+        super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks DNS for the name of the host, which may take long and is not used.
+        if os.name == "posix":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # The client went away, or sends nonsense; neither is our failure.
+        _log.debug("request of %s ended early", client_address, exc_info=True)
+
+
+class _Capped:
+    """Reads the head of a request, and ends it when it is too long."""
+
+    def __init__(self, inner: BufferedIOBase) -> None:
+        self._inner = inner
+        self._left = _HEAD_BYTES_MAX
+
+    @property
+    def spent(self) -> bool:
+        return self._left <= 0
+
+    def readline(self, limit: int = -1) -> bytes:
+        if self.spent:
+            return b""
+        line = self._inner.readline(min(limit, self._left) if limit >= 0 else self._left)
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Http
+    server_version = "glassbus"
+    sys_version = ""
+    timeout = CLIENT_TIMEOUT_S
+    protocol_version = "HTTP/1.0"  # one request a connection: nobody can hold one open
+
+    def setup(self) -> None:
+        super().setup()
+        self._head = self.rfile = _Capped(self.rfile)  # type: ignore[assignment]
+
+    def handle_one_request(self) -> None:
+        # `timeout` is for each read, so a client that sends a byte at a time could stay for ever.
+        timer = threading.Timer(2 * CLIENT_TIMEOUT_S, self._drop)
+        timer.daemon = True
+        timer.start()
+        try:
+            super().handle_one_request()
+        finally:
+            timer.cancel()
+
+    def _drop(self) -> None:
+        try:
+            self.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            _log.debug("a client to be dropped had gone")
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        if self._head.spent:
+            status, kind, content = 431, "text/plain; charset=utf-8", b"the headers are too long\n"
+        elif path == "/metrics":
+            status, kind, content = self._metrics()
+        elif path in ("/healthz", "/readyz"):
+            alive, told = _healthz(self.server.buses) if path == "/healthz" else _readyz(self.server.buses)
+            status, kind = (200 if alive else 503), "application/json"
+            content = json.dumps(told).encode() + b"\n"
+        elif path == "/":
+            status, kind, content = 200, "text/plain; charset=utf-8", b"/metrics\n/healthz\n/readyz\n"
+        else:
+            status, kind, content = 404, "text/plain; charset=utf-8", b"not here; see /\n"
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def _metrics(self) -> tuple[int, str, bytes]:
+        try:
+            kind, content = self.server.expose(self.server.registry, self.headers.get("Accept", ""))
+        except Exception:  # noqa: BLE001 - the registry is shared: a collector of somebody else may raise anything
+            _log.exception("a scrape failed")
+            return 500, "text/plain; charset=utf-8", b"the scrape failed; see the log\n"
+        return 200, kind, content
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - its name in the base class
+        _log.debug("%s " + format, self.address_string(), *args)
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+
+def _healthz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    alive = True
+    for bus in buses:
+        # A bus that has not started, or has stopped, has no loop to be stuck.
+        age_s = bus.loop_age_s() if bus.running else 0.0
+        turns = age_s <= LOOP_AGE_MAX_S
+        alive = alive and turns
+        told.append({"name": bus.name, "alive": turns, "loop_age_seconds": round(age_s, 3)})
+    return alive, {"status": "ok" if alive else "stuck", "buses": told}
+
+
+def _readyz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    ready = True
+    for bus in buses:
+        health = bus.health()
+        able = bool(bus.running and health.ready and health.status != "critical" and bus.loop_age_s() <= LOOP_AGE_MAX_S)
+        ready = ready and able
+        checks = {c.name: {"status": str(c.status), "detail": c.detail} for c in getattr(health, "checks", ())}
+        told.append({"name": bus.name, "ready": able, "status": str(health.status), "checks": checks})
+    return ready, {"status": "ready" if ready else "not ready", "buses": told}
