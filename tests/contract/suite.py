@@ -21,7 +21,7 @@ from glassbus.message import Envelope, Level
 from glassbus.policy.delivery import Decision, State
 from glassbus.policy.ledger import Account
 from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
-from glassbus.transport import Features, Hold, Stored, SubscriptionSpec, Transport
+from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Features, Hold, Stored, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 
 #: Virtual seconds within which what must come has come, and after which what has not come will not.
@@ -100,6 +100,7 @@ class Desk:
         self.place = place
         self.ears = Ears()
         self.transport = backend.make(clock, place)
+        self.is_open = True
         self._ids = itertools.count(1)
 
     async def open(self) -> Desk:
@@ -135,9 +136,9 @@ class Desk:
 
     # Claiming and settling
 
-    async def claim(self, name: str = "s") -> Delivery:
+    async def claim(self, name: str = "s", within_s: float = SOON_S) -> Delivery:
         """The next delivery, which must come soon."""
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(within_s):
             return await self.transport.claim(name)
 
     async def nothing(self, name: str = "s", within_s: float = SOON_S) -> None:
@@ -214,9 +215,7 @@ class Desk:
         (record,) = [r for r in await self.dead_letters() if r.envelope.id == envelope.id]
         return record.id
 
-    async def dead_letters(self, limit: int = 1000, **wanted: Any) -> Any:
-        from glassbus.transport import DeadLetterFilter
-
+    async def dead_letters(self, limit: int = 1000, **wanted: Any) -> list[DeadLetterRecord]:
         return await self.transport.dead_letters(DeadLetterFilter(**wanted), limit)
 
     # Looking
@@ -237,6 +236,7 @@ class Desk:
         assert not self.ears.errors
 
     async def close(self) -> tuple[int, int]:
+        self.is_open = False
         return await self.transport.close(SOON_S)
 
 
@@ -247,6 +247,13 @@ class Store:
         self.backend = backend
         self.features = backend.features
         self.place = place
+        self._fresh = itertools.count(1)
+
+    def fresh(self) -> Store:
+        """The same backend on a new, empty place."""
+        place = self.place / f"fresh{next(self._fresh)}"
+        place.mkdir()
+        return Store(self.backend, place)
 
     def run(self, scenario: Callable[[Desk], Awaitable[None]], *, seed: int | None = None) -> None:
         """Run `scenario` on an open transport in virtual time; at its end everything must balance."""
@@ -255,7 +262,8 @@ class Store:
             desk = await Desk(self.backend, clock, self.place).open()
             try:
                 await scenario(desk)
-                await desk.balanced()
+                if desk.is_open:
+                    await desk.balanced()
             finally:
                 await desk.close()
 

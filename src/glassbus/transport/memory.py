@@ -195,6 +195,7 @@ class MemoryTransport:
         if not self._open:
             return 0, 0
         self._open = False
+        self._routes.clear()
         if self._timer is not None:
             self._timer.cancel()
         for waiter in self._publishers:
@@ -301,6 +302,8 @@ class MemoryTransport:
         return await self._publish_slowly(batch, wait_s)
 
     def _route(self, topic: str) -> _Route:
+        if not self._open:
+            raise BusNotRunning("the transport is closed")
         queues = tuple(q for q in self._queues.values() if matches(q.spec.pattern, topic))
         label = destination(topic, (q.spec.pattern for q in queues))
         if len(self._routes) >= _ROUTES_MAX:
@@ -566,11 +569,9 @@ class MemoryTransport:
         self._timer, self._timer_at = None, float("inf")
         wall, monotonic = self._clock.wall(), self._clock.monotonic()
         for queue in self._queues.values():
-            due = []
             while queue.later and queue.later[0][0] <= monotonic:
-                due.append(heapq.heappop(queue.later)[2])
-            for delivery in reversed(due):  # the one due longest goes first
-                queue.put(delivery, first=True)
+                # To the back: in an outage the probes then go round, and no message spends its attempts alone.
+                queue.put(heapq.heappop(queue.later)[2])
             while queue.scheduled and queue.scheduled[0][0] <= wall:
                 queue.put(heapq.heappop(queue.scheduled)[2])
             if queue.later:
