@@ -26,6 +26,7 @@ from glassbus.facts import Delivery
 from glassbus.message import Envelope, Message, Priority
 
 _PRIORITIES = tuple(Priority)
+_NOT_STARTED = object()  # None is what a bare yield waits for
 _Inbox = queue.SimpleQueue[Callable[[], None] | None]
 
 
@@ -133,7 +134,7 @@ def _hint(function: Callable[..., Any], parameter: str, shown: str) -> Any:
 
 @types.coroutine
 def in_context(
-    coroutine: Coroutine[Any, Any, Any], context: Context, waits_for: Any = None
+    coroutine: Coroutine[Any, Any, Any], context: Context, waits_for: Any = _NOT_STARTED
 ) -> Generator[Any, Any, Any]:
     """Await `coroutine` in the current task, each step run in `context`.
 
@@ -143,7 +144,7 @@ def in_context(
     goes down, so timeouts, task groups and cancellation inside it work as in any task.
     """
     run = context.run
-    if waits_for is None:
+    if waits_for is _NOT_STARTED:
         try:
             waits_for = run(coroutine.send, None)
         except StopIteration as stop:
