@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -48,6 +49,7 @@ async def running(
     handler: Callable[..., Any], url: str = "memory://", *, telemetry: bool, **options: Any
 ) -> AsyncIterator[tuple[MessageBus, Nowhere]]:
     """A started bus with one subscription. Telemetry as a service would have it: 1 % of traces, a batch processor."""
+    _no_lines()
     exporter = Nowhere()
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(SAMPLED)))
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=100_000))
@@ -63,11 +65,20 @@ async def running(
         provider.shutdown()
 
 
+def _no_lines() -> None:
+    """The log observer works as always, but what it writes goes nowhere."""
+    logger = logging.getLogger("glassbus")
+    logger.propagate = False
+    logger.handlers = [logging.NullHandler()]
+
+
 def _scraped(registry: CollectorRegistry, bus: MessageBus) -> None:
     """Raises Wrong unless a scrape shows every handled delivery: telemetry that is not there costs nothing."""
     labels = {"bus": bus.name, "destination": TOPIC, "subscription": "orders", "result": "handled"}
     shown = registry.get_sample_value("glassbus_messages_settled_total", labels)
     handled = bus.ledger().total.handled
+    if bus.observer_failures():
+        raise Wrong(f"observers raised: {bus.observer_failures()}")
     if shown != handled:
         raise Wrong(f"a scrape shows {shown} messages handled, the ledger {handled}")
 
