@@ -17,6 +17,7 @@ from glassbus.policy.priority import PriorityTurn
 from glassbus.policy.routing import destination, matches
 from glassbus.transport import Hold, Stored, SubscriptionSpec
 from glassbus.transport.sqlite.schema import COUNTS
+from glassbus.transport.sqlite.sql import select, value
 
 _ROUTES_MAX = 10_000
 
@@ -94,31 +95,31 @@ class Books:
 
     def stale(self, connection: apsw.Connection) -> bool:
         """Whether another connection has committed since the last `refresh`."""
-        version: int = connection.execute("PRAGMA data_version").get
+        version: int = value(connection, "PRAGMA data_version")
         return version != self._version
 
     def refresh(self, connection: apsw.Connection) -> bool:
         """Read again what others changed; whether they did. In a transaction."""
-        version: int = connection.execute("PRAGMA data_version").get
+        version: int = value(connection, "PRAGMA data_version")
         if version == self._version:
             return False
-        meta = dict(connection.execute("SELECT key, value FROM meta"))
+        meta = dict(select(connection, "SELECT key, value FROM meta"))
         self.next_id = self._saved_id = meta["next_id"]
         self.watermark, self.watermark_until = meta["watermark"], meta["watermark_until"]
         self._load_queues(connection)
         if meta["generation"] != self._generation:
             self._routes.clear()
-        consumers = dict(connection.execute("SELECT subscription, count(*) FROM consumers GROUP BY subscription"))
+        consumers = dict(select(connection, "SELECT subscription, count(*) FROM consumers GROUP BY subscription"))
         for queue in self.queues.values():
             queue.consumers = consumers.get(queue.id, 0)
-        owners = connection.execute("SELECT id, token, boot_id, lease_until FROM owners")
+        owners = select(connection, "SELECT id, token, boot_id, lease_until FROM owners")
         self.owners = {row[0]: Owner(*row) for row in owners}
         self._generation, self._version = meta["generation"], version
         return True
 
     def _load_queues(self, connection: apsw.Connection) -> None:
         before, self.queues, self.by_id = self.by_id, {}, {}
-        for id_, name, pattern, capacity, strict_key, paused, forced, *counts in connection.execute(_LOAD):
+        for id_, name, pattern, capacity, strict_key, paused, forced, *counts in select(connection, _LOAD):
             queue = before.get(id_) or Queue(id_, name)
             queue.spec = SubscriptionSpec(name, pattern, capacity, bool(strict_key))
             self._hold(queue, Hold(bool(paused), forced), known=id_ in before)

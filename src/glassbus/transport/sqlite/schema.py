@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import apsw
 
 from glassbus.errors import StoreCorrupt, StoreTooNew
+from glassbus.transport.sqlite.sql import value
 
 #: Marks a file as ours in its header: "glbs".
 APPLICATION_ID = 0x676C6273
@@ -160,7 +161,7 @@ def identify(connection: apsw.Connection, path: str, newest: int = len(MIGRATION
     """
     application = connection.pragma("application_id")
     version = connection.pragma("user_version")
-    empty = connection.execute("SELECT count(*) FROM sqlite_schema").get == 0
+    empty = value(connection, "SELECT count(*) FROM sqlite_schema") == 0
     if application == 0 and version == 0 and empty:
         return 0
     if application != APPLICATION_ID:

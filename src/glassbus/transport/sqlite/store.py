@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import apsw
 
@@ -27,6 +28,7 @@ from glassbus.errors import (
     TransportError,
 )
 from glassbus.transport.sqlite import schema
+from glassbus.transport.sqlite.sql import select
 
 #: Below this size a store is checked in full whenever it is opened; above, `audit` does it.
 CHECK_BYTES_MAX = 256 * 1024 * 1024
@@ -86,6 +88,10 @@ def translate(error: apsw.Error, path: str) -> GlassbusError:
 def digest(topic: str, codec: str, body: bytes) -> bytes:
     """What tells two messages of one id apart."""
     return blake2b(f"{topic}\0{codec}\0".encode() + body, digest_size=16).digest()
+
+
+def _digest(*values: Any) -> bytes:
+    return digest(*values)
 
 
 class Store:
@@ -171,13 +177,15 @@ class Store:
             self.check()
         mode = connection.pragma("journal_mode", "wal")
         if mode != "wal":
-            raise TransportError(f"{self.name} cannot use a write-ahead log (journal mode is {mode!r}); use a local disk")
+            raise TransportError(
+                f"{self.name} cannot use a write-ahead log (journal mode is {mode!r}); use a local disk"
+            )
         connection.pragma("synchronous", "full" if self.durability == "disk" else "normal")
         connection.pragma("journal_size_limit", 64 * 1024 * 1024)
         schema.migrate(connection, self.name, self.migrations)
         # Waiting for a lock then polls every millisecond, where the busy handler sleeps up to 100.
         connection.setlk_timeout(int(self.busy_timeout_s * 1000), 0)
-        connection.create_scalar_function("glassbus_digest", digest, 3, deterministic=True)
+        connection.create_scalar_function("glassbus_digest", _digest, 3, deterministic=True)
 
     def _cannot_open(self, error: apsw.Error) -> GlassbusError:
         if trouble(error) is Trouble.IO and not os.access(self.path.parent, os.W_OK):
@@ -188,7 +196,7 @@ class Store:
 
     def check(self) -> None:
         """Read the whole file for damage. Raises StoreCorrupt."""
-        found = [row[0] for row in self.connection.execute("PRAGMA quick_check(3)")]
+        found = [row[0] for row in select(self.connection, "PRAGMA quick_check(3)")]
         if found != ["ok"]:
             raise StoreCorrupt(
                 f"{self.name} is damaged ({'; '.join(map(str, found))}). "
@@ -210,6 +218,12 @@ class Store:
     def checkpoint(self) -> None:
         """Move what the log holds into the database and sync it. Raises BusyError while readers hold it back."""
         self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+    def try_checkpoint(self) -> None:
+        """Move what can be moved without waiting, so that the log need not grow."""
+        if self._connection is not None:
+            with contextlib.suppress(apsw.Error):  # it is only to help: the next commit tells whether it did
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def probe(self) -> None:
         """One small commit, to know that commits work."""
