@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum, StrEnum
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 
 from glassbus.errors import InvalidHeaders, InvalidPattern, InvalidTopic
 
-Payload = TypeVar("Payload")
+if TYPE_CHECKING:
+    # With a default, so that plain `Message` satisfies strict checkers; at run time it needs Python 3.13.
+    from typing_extensions import TypeVar
+
+    Payload = TypeVar("Payload", default=Any)
+else:
+    from typing import TypeVar
+
+    Payload = TypeVar("Payload")
 
 TOPIC_LENGTH_MAX = 255
 KEY_LENGTH_MAX = 255

@@ -151,3 +151,7 @@ async def looking() -> None:
         assert_type(letter.attempts, int)
         assert_type(letter.report, ErrorReport)
         assert_type(letter.report.category, ErrorCategory)
+
+
+async def untyped(message: Message) -> None:
+    assert_type(message, Message[Any])
