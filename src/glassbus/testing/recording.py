@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 from glassbus.facts import Fact, FactType
-from glassbus.observer import Observer
+from glassbus.observer import Hub, Observer
 
 SomeFact = TypeVar("SomeFact", bound=Fact)
 
@@ -43,18 +43,20 @@ class RecordingObserver(Observer):
             self._facts.clear()
 
 
-class _Observable(Protocol):
-    """A bus or a hub."""
+class _Bus(Protocol):
+    """A bus: something with a hub."""
 
-    def add(self, observer: Observer, /) -> None: ...
-    def remove(self, observer: Observer, /) -> None: ...
+    @property
+    def hub(self) -> Hub: ...
 
 
 @contextmanager
 def expect_facts(
-    source: RecordingObserver | _Observable, *kinds: FactType, exactly: bool = False
+    source: RecordingObserver | Hub | _Bus, *kinds: FactType, exactly: bool = False
 ) -> Iterator[RecordingObserver]:
-    """Assert that the block makes `source` state facts of these types. Yields what is stated meanwhile.
+    """Assert that the block makes `source` (a bus, its hub, or a recorder) state facts of these types.
+
+    Yields what is stated meanwhile.
 
     A type named twice must be stated at least twice. `exactly`: these, in this order, and
     no others. What the block raises goes through unchanged.
@@ -66,11 +68,12 @@ def expect_facts(
         for fact in source.facts[before:]:
             seen.on_fact(fact)
     else:
-        source.add(seen)
+        hub = source if isinstance(source, Hub) else source.hub
+        hub.add(seen)
         try:
             yield seen
         finally:
-            source.remove(seen)
+            hub.remove(seen)
     stated = seen.names()
     wanted = [kind.__name__ for kind in kinds]
     listing = "\n  ".join(stated) or "(nothing)"
