@@ -97,6 +97,7 @@ def dead_letters(connection: Any, wanted: DeadLetterFilter, limit: int) -> list[
         "x.fingerprint = ?": wanted.fingerprint,
         "x.died_at >= ?": wanted.since,
         "x.died_at <= ?": wanted.until,
+        "x.id = ?": None if wanted.id is None else _number(wanted.id),
         "x.id < ?": None if wanted.before is None else _number(wanted.before),
     }
     used = {condition: value for condition, value in conditions.items() if value is not None}

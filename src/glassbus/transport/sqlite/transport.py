@@ -85,7 +85,7 @@ class SqliteTransport:
             )
         level = Level.DISK if durability == "disk" else Level.PROCESS
         self.features = Features(durable=True, multi_process=True, level=level)
-        self.address = f"sqlite:///{os.fspath(path).removeprefix('/')}"
+        self.address = f"sqlite:///{os.fspath(path)}"
         self._clock = clock
         self._store = store or Store(path, durability, busy_timeout_s)
         self._member = Membership(lease_s=lease_s, boot=boot_id)
@@ -217,7 +217,15 @@ class SqliteTransport:
             self._writer.put(Remember(request))
             raise
 
+    def publish_now(self, envelope: Envelope, /) -> Stored | None:
+        """Never at once: a commit takes a sync of the disk."""
+        return None
+
     # Claiming and settling
+
+    def claim_now(self, name: str, /) -> Delivery | None:
+        """Never at once: the attempt is counted by a commit."""
+        return None
 
     async def claim(self, name: str, /) -> Delivery:
         self._check()
