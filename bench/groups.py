@@ -11,7 +11,14 @@ GROUPS = (
         "In memory: publish to handled",
         "msg/s",
         "asyncio.Queue + worker",
-        (Row("asyncio.Queue + worker", peers.raw_queue, "put, one worker task"), *bus.MEMORY, *peers.MEMORY),
+        (
+            Row("asyncio.Queue + worker", peers.raw_queue, "put, one worker task"),
+            Row(
+                "asyncio.Queue + worker + JSON", peers.raw_queue_json, "a payload of its own for each handler, as ours"
+            ),
+            *bus.MEMORY,
+            *peers.MEMORY,
+        ),
         ("CPU us/msg",),
     ),
     Group(

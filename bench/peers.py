@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from bench.rows import BURST, PAYLOAD, TOPIC, Row, Run, Sample, Stopwatch, Tally, bursts, peer, quantile
@@ -15,26 +15,55 @@ from bench.rows import BURST, PAYLOAD, TOPIC, Row, Run, Sample, Stopwatch, Tally
 
 def raw_queue(run: Run) -> Sample:
     """The floor: an asyncio.Queue and one worker task that awaits the handler."""
-    return asyncio.run(_raw_queue(run.count(200_000, BURST)))
+
+    async def main(total: int) -> Sample:
+        tally = Tally()
+        queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        async def handler(_payload: dict[str, Any]) -> None:
+            tally.hit()
+
+        async def worker() -> None:
+            while True:
+                await handler(await queue.get())
+
+        async def send(size: int) -> None:
+            for _ in range(size):
+                await queue.put(PAYLOAD)
+
+        return await _with_worker(worker(), bursts(total, tally, send))
+
+    return asyncio.run(main(run.count(200_000, BURST)))
 
 
-async def _raw_queue(total: int) -> Sample:
-    tally = Tally()
-    queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+def raw_queue_json(run: Run) -> Sample:
+    """The floor of a bus whose handlers each get a payload of their own: encoded by the publisher, decoded for each."""
+    json = peer("msgspec.json")
+    encode, decode = json.Encoder().encode, json.Decoder().decode
 
-    async def handler(_payload: dict[str, Any]) -> None:
-        tally.hit()
+    async def main(total: int) -> Sample:
+        tally = Tally()
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
 
-    async def worker() -> None:
-        while True:
-            await handler(await queue.get())
+        async def handler(_payload: dict[str, Any]) -> None:
+            tally.hit()
 
-    async def send(size: int) -> None:
-        for _ in range(size):
-            await queue.put(PAYLOAD)
+        async def worker() -> None:
+            while True:
+                await handler(decode(await queue.get()))
 
-    task = asyncio.create_task(worker())
-    sample = await bursts(total, tally, send)
+        async def send(size: int) -> None:
+            for _ in range(size):
+                await queue.put(encode(PAYLOAD))
+
+        return await _with_worker(worker(), bursts(total, tally, send))
+
+    return asyncio.run(main(run.count(100_000, BURST)))
+
+
+async def _with_worker(worker: Coroutine[Any, Any, None], measured: Coroutine[Any, Any, Sample]) -> Sample:
+    task = asyncio.create_task(worker)
+    sample = await measured
     task.cancel()
     return sample
 
