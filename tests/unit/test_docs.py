@@ -1,0 +1,45 @@
+"""What the documents say is so: the sample prints what is shown, rooms are the rooms, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+def test_the_readme_sample_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    sample, shown = re.findall(r"```(?:python)?\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[:2]
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", sample], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert (ran.stdout, ran.returncode) == (shown, 0), ran.stderr
+
+
+def test_the_architecture_table_names_every_room_and_no_other() -> None:
+    table = (ROOT / "docs/ARCHITECTURE.md").read_text().partition("## The rooms")[2].partition("## ")[0]
+    rows = [row.split("|")[2] for row in table.splitlines() if row.startswith("|")]
+    named = {name.removesuffix(".py").rstrip("/") for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    package = ROOT / "src/glassbus"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert named == modules | rooms
+
+
+def test_the_layers_contract_names_them_too() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = {name.strip(" ()") for layer in contracts[0]["layers"] for name in layer.split("|")}
+    package = ROOT / "src/glassbus"
+    assert layers >= ({path.stem for path in package.glob("*.py")} - {"__init__"})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
