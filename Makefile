@@ -30,7 +30,7 @@ types: _typing ## types: mypy strict on all, basedpyright on the public face
 	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 layers: _dev ## layering: who may import whom
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache # its cache does not notice a module that has come or gone
 
 lockcheck: _dev ## whether the locks still fit what they were made from
 	@$(BIN)/python scripts/lock.py --check
@@ -48,7 +48,7 @@ lock: _dev ## lock dependencies again (needs Python 3.11): ARGS="--upgrade" for 
 	@$(BIN)/python scripts/lock.py $(ARGS)
 
 clean: ## remove everything that can be made again
-	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 _run:
