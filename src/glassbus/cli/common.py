@@ -1,0 +1,156 @@
+"""What the commands share: the URL, a store seen from outside, and how things are written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glassbus.config import Address, addresses
+from glassbus.errors import GlassbusError
+from glassbus.policy.ledger import Account
+
+if TYPE_CHECKING:
+    from glassbus.bus import MessageBus
+
+EXIT_OK = 0
+EXIT_NO = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+URL_VARIABLE = "GLASSBUS_URL"
+
+
+class CommandError(GlassbusError):
+    """A command cannot do what it was asked; the text says why and what would help."""
+
+
+# The store
+
+
+def add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", metavar="URL", help=f"where the messages are, sqlite:///path/to/file.db (default: ${URL_VARIABLE})"
+    )
+
+
+def url_of(arguments: argparse.Namespace) -> str:
+    """The URL given, or that of the environment. Raises CommandError when there is neither."""
+    url: str = arguments.url or os.environ.get(URL_VARIABLE, "")
+    if not url:
+        raise CommandError(f"no store named: give --url sqlite:///path/to/file.db, or set {URL_VARIABLE}")
+    return url
+
+
+def existing_store(url: str) -> Address:
+    """The address of a store that can be looked at from outside. Raises CommandError.
+
+    A command that only looks must not make an empty store because a path was misspelt.
+    """
+    address = addresses(url)[0]
+    if address.scheme == "memory":
+        raise CommandError("memory:// lives inside the process of its bus: there is nothing to see from outside")
+    if address.scheme == "sqlite" and not address.host and not Path(address.path[1:]).exists():
+        raise CommandError(f"there is no store at {address}; a service that subscribes makes one when it starts")
+    return address
+
+
+@asynccontextmanager
+async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterator[MessageBus]:
+    """A bus on an existing store that consumes nothing. Raises CommandError or TransportError."""
+    from glassbus.bus import MessageBus
+
+    existing_store(url)
+    # What the commands do they print themselves; the log would say it twice.
+    logging.getLogger("glassbus").addHandler(logging.NullHandler())
+    bus = MessageBus(url, telemetry=False, publish_timeout=publish_timeout)
+    await bus.start()
+    try:
+        yield bus
+    finally:
+        await bus.stop(5.0)
+
+
+# Writing
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def printable(text: str, cap: int = 10_000) -> str:
+    """`text` on one line with nothing in it that a terminal would obey."""
+    shown = "".join(char if char.isprintable() else _escape(char) for char in text[: cap + 1])
+    return shown if len(shown) <= cap else shown[: cap - 1] + "…"
+
+
+def printable_lines(text: str) -> str:
+    """`text` with its line breaks kept and every other control character escaped."""
+    return "\n".join(printable(line) for line in text.expandtabs(4).splitlines())
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def equation(account: Account) -> str:
+    """The conservation law with the numbers of `account`."""
+    return (
+        f"accepted {account.accepted:,} = pending {account.pending:,} + in flight {account.in_flight:,} "
+        f"+ handled {account.handled:,} + dead-lettered {account.dead_lettered:,} "
+        f"+ expired {account.expired:,} + discarded {account.discarded:,}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A duration for people, in at most two units."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(at: float) -> str:
+    """Wall time `at` as local time with its offset, to the second."""
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds") if at else "-"
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """`1 message`, `2,000 messages`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+_STYLES = {"good": "32", "warn": "33", "bad": "31;1", "dim": "2", "bold": "1"}
+
+
+def paint(text: str, style: str) -> str:
+    """`text` in colour where stdout is a terminal that wants it (NO_COLOR: https://no-color.org)."""
+    if not colours():
+        return text
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
+
+
+def colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def table(rows: list[list[str]], headings: list[str], right: frozenset[int] = frozenset()) -> str:
+    """Columns under headings; those numbered in `right` are aligned to the right."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+    lines = []
+    for row in [headings, *rows]:
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,71 @@
+"""`glassbus demo`: a realistic service on a durable bus, and everything that goes wrong in it.
+
+`service.py` is the service, and is meant to be read; `world.py` is what it depends on; `feed.py` is what comes
+in; the rest runs and shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+_NOTES = """\
+Input lines are JSON objects: a GitHub webhook {"event": ..., "payload": ...} goes to the topic github.<event>,
+an object with a valid "topic" to that topic, any other to input.record. With --seconds an input that ends early is
+replayed from its start; without, it is read once. Without --input the demo makes up its own and runs until Ctrl-C.
+
+/metrics, /healthz and /readyz are served at $GLASSBUS_HTTP (default 127.0.0.1:9464, or a free port when that is in
+use). With OTEL_EXPORTER_OTLP_ENDPOINT set, traces are exported there.
+
+Exit status: 0 when the ledger balances and the audit finds nothing wrong, 1 when not, 2 when it could not run.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _NOTES
+    parser.add_argument("--input", metavar="FILE", help="JSON lines to publish; - for stdin (default: made up)")
+    parser.add_argument("--seconds", type=_positive, metavar="N", help="take messages in for N seconds, then end")
+    parser.add_argument("--rate", type=_rate, default=20.0, metavar="N", help="records a second (default: 20)")
+    parser.add_argument(
+        "--url", metavar="URL", help="the bus, such as sqlite:///demo.db (default: a file in a fresh temporary folder)"
+    )
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of a live screen")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of what is made up (default: 1)")
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const="",
+        metavar="HOST:PORT",
+        help="insist on serving /metrics, there if given: an error when that cannot be done",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from glassbus.cli.demo.conductor import Options, conduct
+
+    return conduct(
+        Options(
+            source=arguments.input,
+            seconds=arguments.seconds,
+            rate=arguments.rate,
+            url=arguments.url,
+            plain=arguments.plain,
+            seed=arguments.seed,
+            serve=arguments.serve,
+        )
+    )
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1e7:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 10_000:
+        raise argparse.ArgumentTypeError("must be more than 0 and at most 10,000")
+    return number

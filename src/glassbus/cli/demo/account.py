@@ -1,0 +1,196 @@
+"""The closing account: what came in, what became of it, and the proof that nothing is missing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from glassbus.bus import MessageBus
+from glassbus.cli.common import count, duration, equation, opened_store, paint, printable
+from glassbus.cli.demo.feed import Spiced
+from glassbus.cli.demo.state import Demo
+from glassbus.cli.demo.watch import Opening, Site, Watch
+from glassbus.config import addresses
+from glassbus.policy.ledger import Account, Audit, Ledger
+
+_SITES_SHOWN = 5
+_STOP_MAX_S = 5.0
+
+
+class Closing(msgspec.Struct, frozen=True, kw_only=True):
+    """What `print_account` tells. `run` counts this run alone, `ledger` is all that the store ever took."""
+
+    balanced: bool
+    why_ended: str
+    elapsed_s: float
+    intake_s: float
+    feed: Spiced
+    unusable: int
+    first_unusable: str
+    watch: Watch
+    before: Ledger
+    ledger: Ledger
+    audit: Audit
+    url: str
+    durable: bool
+    log: Path
+    traces: str
+
+
+class Ran(Protocol):
+    """The demo that ran."""
+
+    bus: MessageBus
+    demo: Demo
+    feed: Spiced
+    watch: Watch
+    url: str
+    log: Path
+    traces: str
+    why_ended: str
+    unusable: int
+    first_unusable: str
+
+
+async def close_account(ran: Ran) -> Closing:
+    """Stop the bus and count. A store on disk is opened afresh for that: what counts is what is stored."""
+    durable = addresses(ran.url)[0].scheme != "memory"
+    if durable:
+        await ran.bus.stop(_STOP_MAX_S)
+        async with opened_store(ran.url) as store:
+            ledger, audit = store.ledger(), await store.audit()
+    else:
+        ledger, audit = ran.bus.ledger(), await ran.bus.audit()
+        await ran.bus.stop(_STOP_MAX_S)
+    return Closing(
+        balanced=ledger.balanced and audit.ok,
+        why_ended=ran.why_ended or "the bus stopped by itself",
+        elapsed_s=time.monotonic() - ran.demo.started,
+        intake_s=ran.demo.intake_s,
+        feed=ran.feed,
+        unusable=ran.unusable,
+        first_unusable=ran.first_unusable,
+        watch=ran.watch,
+        before=ran.demo.before,
+        ledger=ledger,
+        audit=audit,
+        url=ran.url,
+        durable=durable,
+        log=ran.log,
+        traces=ran.traces,
+    )
+
+
+def print_account(closing: Closing) -> None:
+    """The account on stdout."""
+    for heading, text, style in _lines(closing):
+        print(f"{paint(f'{heading:<10}', 'bold')} {paint(text, style) if style else text}".rstrip())
+
+
+Told = tuple[str, str, str]
+
+
+def _lines(c: Closing) -> list[Told]:
+    run = _less(c.ledger.total, c.before.total)
+    watch = c.watch
+    told: list[Told] = [("", "", ""), ("ended", f"by {c.why_ended} after {duration(c.elapsed_s)}", "")]
+    told += _input(c)
+    told.append(
+        ("accepted", f"{count(run.accepted, 'delivery', 'deliveries')} of messages that some subscription wants", "")
+    )
+    settled = run.handled + run.dead_lettered + run.expired
+    share = f" ({run.handled / settled:.2%} of those settled)" if settled > 0 else ""
+    told.append(("handled", f"{run.handled:,}{share}", ""))
+    retries = count(sum(watch.retries.values()), "retry", "retries")
+    told.append(("failed", f"{count(watch.failed, 'attempt')}, {watch.timeouts:,} by timeout; {retries}", ""))
+    slowest = f", the slowest {duration(watch.slowest_recovery_s)} after its first failure" if watch.recovered else ""
+    told.append(("recovered", f"{count(watch.recovered, 'delivery', 'deliveries')}{slowest}", ""))
+    if watch.redelivered:
+        told.append(("redeliver.", f"{count(watch.redelivered, 'delivery', 'deliveries')} of processes that died", ""))
+    told += _dead(run, watch)
+    told += _breakers(watch.openings)
+    left = c.ledger.total.pending + c.ledger.total.in_flight
+    if left and c.durable:
+        where = ", ".join(
+            f"{n} {a.pending + a.in_flight:,}" for n, a in c.ledger.accounts.items() if a.pending + a.in_flight
+        )
+        told.append(("left", f"{count(left, 'delivery', 'deliveries')} for the next run: {where}", "warn"))
+    told += _proof(c)
+    return told + _where(c)
+
+
+def _input(c: Closing) -> list[Told]:
+    feed = c.feed.feed
+    rounds = f", read {feed.rounds + 1} times over" if feed.rounds else ""
+    source = f"{count(c.feed.records, 'record')} from {printable(feed.name, 200)}{rounds}, in {duration(c.intake_s)}"
+    told = [("input", f"{source}; {c.feed.added:,} more of the demo's own (broken orders, feedback)", "")]
+    if feed.bad or c.unusable:
+        bad = feed.bad + c.unusable
+        first = printable(feed.first_bad or c.first_unusable, 200)
+        told.append(("", f"{count(bad, 'line')} could not be used; the first: {first}", "warn"))
+    if c.watch.unrouted or c.watch.duplicates:
+        told.append(
+            ("", f"{c.watch.unrouted:,} unrouted (nobody subscribes), {c.watch.duplicates:,} duplicates recognised", "")
+        )
+    return told
+
+
+def _dead(run: Account, watch: Watch) -> list[Told]:
+    told: list[Told] = [("dead", count(run.dead_lettered, "dead letter"), "bad" if run.dead_lettered else "good")]
+    sites = sorted((site for site in watch.sites.values() if site.dead), key=_dead_of, reverse=True)
+    told += [
+        ("", f"{site.dead:,} x {site.subscription}: {site.text} [{site.fingerprint}]", "")
+        for site in sites[:_SITES_SHOWN]
+    ]
+    if len(sites) > _SITES_SHOWN:
+        told.append(("", f"and {count(len(sites) - _SITES_SHOWN, 'other failure')}", ""))
+    return told
+
+
+def _dead_of(site: Site) -> int:
+    return site.dead
+
+
+def _breakers(openings: list[Opening]) -> list[Told]:
+    if not openings:
+        return [("breakers", "none opened", "")]
+    told = []
+    for opening in openings[-_SITES_SHOWN:]:
+        if opening.closed_at is None:
+            ended = "still open at the end"
+        else:
+            ended = f"healed after {duration(opening.closed_at - opening.opened_at)}"
+        at = time.strftime("%H:%M:%S", time.localtime(opening.opened_at))
+        told.append(("", f"{opening.breaker} opened at {at} ({opening.reason}), {ended}", ""))
+    return [("breakers", told[0][1], ""), *told[1:]]
+
+
+def _proof(c: Closing) -> list[Told]:
+    verdict = "✓ balanced" if c.ledger.balanced else f"✗ NOT BALANCED: {c.ledger.unaccounted:,} unaccounted"
+    style = "good" if c.ledger.balanced else "bad"
+    told: list[Told] = [("ledger", equation(c.ledger.total), ""), ("", verdict, style)]
+    if c.audit.ok:
+        told.append(
+            ("audit", f"✓ every row recounted ({count(c.audit.messages, 'message')} kept), nothing missing", "good")
+        )
+    told += [("audit", f"✗ {printable(problem, 300)}", "bad") for problem in c.audit.problems[:10]]
+    return told
+
+
+def _where(c: Closing) -> list[Told]:
+    told: list[Told] = [("log", str(c.log), "")]
+    if c.traces:
+        told.append(("traces", f"sent to {c.traces}", ""))
+    if c.durable:
+        told.append(("store", c.url, ""))
+        told.append(("next", f"glassbus dlq list --url {c.url}", ""))
+        told.append(("", f"glassbus audit --url {c.url}", ""))
+        told.append(("", f"glassbus demo --url {c.url}", ""))
+    return told
+
+
+def _less(total: Account, before: Account) -> Account:
+    return Account(*(getattr(total, name) - getattr(before, name) for name in Account.__struct_fields__))

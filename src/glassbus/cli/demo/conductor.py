@@ -1,0 +1,262 @@
+"""Runs the demo from start to closing account."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from glassbus import MessageBus, Outgoing, PublishRejected, PublishUncertain
+from glassbus.cli.common import colours, count, duration
+from glassbus.cli.demo.account import Closing, close_account, print_account
+from glassbus.cli.demo.feed import Feed, InputFeed, MadeUpFeed, Spiced
+from glassbus.cli.demo.lines import Lines
+from glassbus.cli.demo.service import subscribe_intake, subscribe_service
+from glassbus.cli.demo.state import Demo
+from glassbus.cli.demo.watch import Watch
+from glassbus.cli.demo.world import World
+from glassbus.cli.hosting import exported_traces, logging_to, serve_somewhere, stop_signals
+from glassbus.errors import BusNotRunning, InvalidMessage, safe_text
+
+_DRAIN_MAX_S = 30.0
+_STOP_MAX_S = 5.0
+_BATCH_MAX = 100
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The command line, checked."""
+
+    source: str | None
+    seconds: float | None
+    rate: float
+    url: str | None
+    plain: bool
+    seed: int
+    serve: str | None
+
+
+class Face(Protocol):
+    """Shows the demo while it runs."""
+
+    interval_s: float
+
+    def start(self) -> None: ...
+    def show(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def conduct(options: Options) -> int:
+    """Run the demo; the exit status. Raises GlassbusError when it cannot run."""
+    folder = Path(tempfile.mkdtemp(prefix="glassbus-demo-"))
+    url = options.url or f"sqlite:///{quote(str(folder / 'demo.db'))}"
+    log = folder / "demo.log"
+    with logging_to(log), exported_traces("glassbus-demo") as traces:
+        closing = asyncio.run(_Run(options, url, log, traces).run())
+    print_account(closing)
+    return 0 if closing.balanced else 1
+
+
+class _Run:
+    def __init__(self, options: Options, url: str, log: Path, traces: str) -> None:
+        self.options = options
+        self.url = url
+        self.log = log
+        self.traces = traces
+        self.world = World(options.seed)
+        self.watch = Watch()
+        self.ending = asyncio.Event()
+        self.hurried = asyncio.Event()
+        self.why_ended = ""
+        self.unusable = 0
+        self.first_unusable = ""
+        self.patterns: set[str] = set()
+
+    async def run(self) -> Closing:
+        options = self.options
+        self.bus = bus = MessageBus(self.url, name="demo", observers=[self.watch], seed=options.seed)
+        feed: Feed = (
+            InputFeed(options.source, replay=options.seconds is not None)
+            if options.source
+            else MadeUpFeed(options.seed)
+        )
+        self.feed = Spiced(feed, f"demo-{secrets.token_hex(6)}")
+        self.demo = Demo(bus, self.watch, self.feed, self.url)
+        self.demo.is_down = lambda: self.world.payments.down
+        subscribe_service(bus, self.world)
+        server, note = serve_somewhere(bus, options.serve)
+        self.demo.metrics_url = f"{server.url}/metrics"
+        self.demo.notes += [note] if note else []
+        with contextlib.closing(feed), server:
+            await bus.start()
+            try:
+                self._take_up()
+                with self._shown():
+                    await self._work()
+                return await close_account(self)
+            finally:
+                await bus.stop(_STOP_MAX_S)
+
+    def _take_up(self) -> None:
+        """Go on where an earlier run on this store left off."""
+        self.demo.before = before = self.bus.ledger()
+        for name, queue in self.bus.queues().items():
+            if name.startswith("intake"):
+                self._listen_to({queue.spec.pattern})
+        if not self.options.source:
+            self._listen_to({"github.>"})
+        left = before.total.pending + before.total.in_flight
+        if left:
+            text = f"an earlier run left {count(left, 'delivery', 'deliveries')}: they go on now"
+            self.watch.tell(time.time(), "good", text)
+
+    def _listen_to(self, patterns: set[str]) -> None:
+        for pattern in sorted(patterns - self.patterns - {"orders.>"}):
+            self.patterns.add(pattern)
+            subscribe_intake(self.bus, pattern)
+
+    # The three things that go on at once
+
+    async def _work(self) -> None:
+        self.demo.phase = "running"
+        with stop_signals(self._signalled):
+            working = [
+                asyncio.create_task(self._publish(), name="publish"),
+                asyncio.create_task(self._moods(), name="moods"),
+                asyncio.create_task(self._show(), name="show"),
+            ]
+            waiting = asyncio.create_task(self.ending.wait())
+            try:
+                async with asyncio.timeout(self.options.seconds):
+                    await asyncio.wait([working[0], waiting], return_when=asyncio.FIRST_COMPLETED)
+            except TimeoutError:
+                self.why_ended = f"--seconds {self.options.seconds:g}"
+            self.ending.set()
+            self.demo.intake_s = time.monotonic() - self.demo.started
+            self.demo.phase = "draining"
+            self.world.payments.down = False
+            try:
+                await asyncio.wait_for(asyncio.shield(working[0]), _STOP_MAX_S + 1)
+                working[1].cancel()
+                await self._drain()
+                self.demo.phase = "stopping"
+            finally:
+                for task in (*working, waiting):
+                    task.cancel()
+                await asyncio.gather(*working, waiting, return_exceptions=True)
+
+    def _signalled(self, name: str) -> None:
+        if self.ending.is_set():
+            self.hurried.set()
+        self.why_ended = self.why_ended or name
+        self.ending.set()
+
+    async def _publish(self) -> None:
+        """Take records at the rate wanted, and publish them, until the end of the feed or of the run."""
+        rate = self.options.rate
+        clock_s = time.monotonic()
+        while not self.ending.is_set():
+            now = time.monotonic()
+            clock_s = max(clock_s, now - 1.0)  # what could not be published in time is not made up for in a burst
+            due = int((now - clock_s) * rate)
+            if due:
+                messages = await self.feed.take(min(due, _BATCH_MAX), 0.2)
+                clock_s += len(messages) / rate
+                self._listen_to(self.feed.patterns)
+                await self._store(messages)
+                if self.feed.feed.ended:
+                    self.why_ended = f"the end of {self.feed.feed.name}"
+                    return
+            if not self.bus.running:
+                return
+            await asyncio.sleep(min(0.05, 1 / rate))
+
+    async def _store(self, messages: list[Outgoing]) -> None:
+        """Publish a batch however often it takes: its ids make that safe."""
+        while messages and not self.hurried.is_set():
+            try:
+                await self.bus.publish_many(messages)
+                return
+            except PublishUncertain:
+                await asyncio.sleep(0.2)
+            except BusNotRunning:
+                return
+            except InvalidMessage as error:
+                if len(messages) == 1:
+                    self.unusable += 1
+                    self.first_unusable = self.first_unusable or safe_text(error)
+                    return
+                for message in messages:
+                    await self._store([message])
+                return
+            except PublishRejected:  # no room now
+                await asyncio.sleep(0.5)
+
+    async def _moods(self) -> None:
+        """Payments goes down for a while, and comes back. The others are moody by themselves."""
+        first_s, length_s = self._outage()
+        await asyncio.sleep(first_s)
+        while True:
+            self.world.payments.down = True
+            self.watch.tell(time.time(), "bad", f"payments goes down for {duration(length_s)} (the demo does that)")
+            await asyncio.sleep(length_s)
+            self.world.payments.down = False
+            self.watch.tell(time.time(), "good", "payments is back")
+            await asyncio.sleep(60.0)
+
+    def _outage(self) -> tuple[float, float]:
+        """When payments first goes down, and for how long: in the middle of a short run."""
+        seconds = self.options.seconds
+        if seconds is None or seconds > 20:
+            return (3.0 if self.options.source else 6.0), 6.0
+        return 0.3 * seconds, 0.3 * seconds
+
+    async def _drain(self) -> None:
+        """Let what was accepted be handled, waiting for an open breaker to close, within bounds."""
+        until = time.monotonic() + _DRAIN_MAX_S
+        hurried = asyncio.create_task(self.hurried.wait())
+        try:
+            while (left_s := until - time.monotonic()) > 0 and not hurried.done():
+                draining = asyncio.create_task(self.bus.drain(left_s))
+                await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
+                if not draining.done():
+                    draining.cancel()
+                    return
+                if draining.exception() is not None:  # TimeoutError: what is left is told in the account
+                    return
+                if "breaker_open" not in draining.result().reasons.values():
+                    return
+                await asyncio.sleep(0.1)
+        finally:
+            hurried.cancel()
+
+    # Showing
+
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[None]:
+        self.face: Face
+        if self.options.plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            self.face = Lines(self.demo)
+        else:
+            from glassbus.cli.demo.screen import Screen
+
+            self.face = Screen(self.demo, colours())
+        self.face.start()
+        try:
+            yield
+        finally:
+            self.face.stop()
+
+    async def _show(self) -> None:
+        while True:
+            self.face.show()
+            await asyncio.sleep(self.face.interval_s)

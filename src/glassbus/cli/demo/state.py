@@ -1,0 +1,98 @@
+"""One look at the running demo, as plain values: what the screen, the lines and the closing account show."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from glassbus.bus import MessageBus
+from glassbus.cli.demo.feed import Spiced
+from glassbus.cli.demo.watch import Watch
+from glassbus.policy.ledger import Account, Ledger
+
+#: Rates are taken over this many seconds.
+_WINDOW_S = 3.0
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One subscription now. `rate` is handled deliveries a second."""
+
+    name: str
+    account: Account
+    rate: float
+    retries: int
+    state: str
+    breaker: str
+
+
+class View(msgspec.Struct, frozen=True):
+    """Everything at one moment. Counts are of this run, but for `total`: that is the ledger of the store."""
+
+    elapsed_s: float
+    phase: str
+    health: str
+    outage: bool
+    records: int
+    total: Account
+    balanced: bool
+    handled: int
+    rate: float
+    rows: tuple[Row, ...]
+
+
+class Demo:
+    """The running demo, for those who show it. Belongs to the bus's loop."""
+
+    def __init__(self, bus: MessageBus, watch: Watch, feed: Spiced, url: str) -> None:
+        self.bus = bus
+        self.watch = watch
+        self.feed = feed
+        self.url = url
+        #: `starting`, `running`, `draining` or `stopping`.
+        self.phase = "starting"
+        self.metrics_url = ""
+        self.notes: list[str] = []
+        self.started, self.started_wall = time.monotonic(), time.time()
+        self.is_down: Callable[[], bool] = lambda: False
+        #: How long messages were taken in.
+        self.intake_s = 0.0
+        #: The ledger before this run.
+        self.before = Ledger({})
+        self._samples: deque[tuple[float, dict[str, int]]] = deque()
+
+    def view(self) -> View:
+        now = time.monotonic()
+        ledger = self.bus.ledger()
+        handled = {name: account.handled for name, account in ledger.accounts.items()}
+        self._samples.append((now, handled))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - _WINDOW_S:
+            self._samples.popleft()
+        since, then = self._samples[0]
+        over_s = max(now - since, 1e-3)
+        states = {worker.name: worker for worker in self.bus.subscribers()}
+        rows = tuple(
+            Row(
+                name=name,
+                account=account,
+                rate=(account.handled - then.get(name, 0)) / over_s,
+                retries=self.watch.retries[name],
+                state=states[name].state if name in states else "not run here",
+                breaker=states[name].gate.state if name in states else "",
+            )
+            for name, account in sorted(ledger.accounts.items())
+        )
+        return View(
+            elapsed_s=now - self.started,
+            phase=self.phase,
+            health=self.bus.health().status.value,
+            outage=self.is_down(),
+            records=self.feed.records,
+            total=ledger.total,
+            balanced=ledger.balanced,
+            handled=ledger.total.handled - self.before.total.handled,
+            rate=sum(row.rate for row in rows),
+            rows=rows,
+        )

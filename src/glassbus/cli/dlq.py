@@ -1,0 +1,264 @@
+"""`glassbus dlq`: the dead letters of a store: list, show, replay, discard."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from glassbus.cli.common import (
+    EXIT_NO,
+    EXIT_OK,
+    CommandError,
+    add_url,
+    count,
+    moment,
+    opened_store,
+    paint,
+    print_json,
+    printable,
+    printable_lines,
+    table,
+    url_of,
+)
+from glassbus.errors import ErrorCategory, UnknownDeadLetter
+
+if TYPE_CHECKING:
+    from glassbus.bus import MessageBus
+    from glassbus.deadletters import DeadLetter
+
+_PAGE = 500
+_FILTERS = ("subscription", "topic", "message_id", "category", "exception_type", "fingerprint", "since", "until")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="the newest, that match", description="List dead letters, newest first.")
+    _add_filters(listing)
+    listing.add_argument("--limit", type=_whole, default=50, metavar="N", help="at most N (default: 50)")
+    listing.add_argument("--before", metavar="ID", help="those older than this one: the next page")
+    listing.set_defaults(run=list_them)
+
+    show = verbs.add_parser("show", help="one of them, whole", description="Show a dead letter with its payload.")
+    show.add_argument("ids", nargs="+", metavar="ID")
+    show.set_defaults(run=show_them)
+
+    for verb, purpose in (
+        ("replay", "Put dead letters back in their queues as new, attempts at 0."),
+        ("discard", "Remove dead letters for good."),
+    ):
+        act = verbs.add_parser(verb, help=f"{purpose[0].lower()}{purpose[1:-1]}", description=purpose)
+        act.add_argument("ids", nargs="*", metavar="ID")
+        act.add_argument("--all", action="store_true", help="all that match the filters, or all there are")
+        act.add_argument("--yes", action="store_true", help="do not ask")
+        _add_filters(act)
+        act.set_defaults(run=act_on_them, verb=verb)
+
+    for one in verbs.choices.values():
+        add_url(one)
+        one.add_argument("--json", action="store_true", help="JSON instead of text")
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_argument_group("filters")
+    which.add_argument("--subscription", metavar="NAME")
+    which.add_argument("--topic", metavar="TOPIC")
+    which.add_argument("--message-id", metavar="ID")
+    which.add_argument("--category", choices=[category.value for category in ErrorCategory], metavar="CATEGORY")
+    which.add_argument("--exception-type", metavar="TYPE", help="as `dlq list --json` has it, such as ValueError")
+    which.add_argument("--fingerprint", metavar="F")
+    which.add_argument("--since", type=_time, metavar="TIME", help="ISO 8601, or how long ago: 90s, 10m, 2h, 1d")
+    which.add_argument("--until", type=_time, metavar="TIME")
+
+
+# list and show
+
+
+def list_them(arguments: argparse.Namespace) -> int:
+    found = asyncio.run(_list(url_of(arguments), _filters(arguments), arguments.limit, arguments.before))
+    if arguments.json:
+        print_json([_as_json(letter, whole=False) for letter in found])
+        return EXIT_OK
+    if not found:
+        print("no dead letters" + (" match" if _filters(arguments) else ""))
+        return EXIT_OK
+    rows = [
+        [
+            letter.id,
+            moment(letter.died_at)[:19],
+            letter.subscription,
+            letter.message.topic,
+            str(letter.attempts),
+            letter.report.fingerprint,
+            printable(f"{letter.report.exception_type}: {letter.report.message}", 100),
+        ]
+        for letter in found
+    ]
+    print(table(rows, ["id", "died", "subscription", "topic", "attempts", "fingerprint", "error"], frozenset({4})))
+    if len(found) == arguments.limit:
+        print(paint(f"there may be more: --before {found[-1].id} goes on, --limit shows more at once", "dim"))
+    return EXIT_OK
+
+
+async def _list(url: str, filters: dict[str, Any], limit: int, before: str | None) -> list[DeadLetter]:
+    async with opened_store(url) as store:
+        return await store.dead_letters.list(limit, before=before, **filters)
+
+
+def show_them(arguments: argparse.Namespace) -> int:
+    found = asyncio.run(_show(url_of(arguments), arguments.ids))
+    if arguments.json:
+        print_json([_as_json(letter, whole=True) for letter in found])
+        return EXIT_OK
+    for number, letter in enumerate(found):
+        print("\n" * bool(number) + _whole_text(letter))
+    return EXIT_OK
+
+
+async def _show(url: str, ids: list[str]) -> list[DeadLetter]:
+    async with opened_store(url) as store:
+        return [await store.dead_letters.get(one) for one in ids]
+
+
+def _whole_text(letter: DeadLetter) -> str:
+    message, report = letter.message, letter.report
+    facts = [
+        ("dead letter", letter.id),
+        ("message", f"{message.id} on {message.topic}, published {moment(message.published_at)}"),
+        ("priority", message.priority.name.lower() + (f", key {printable(message.key)}" if message.key else "")),
+        ("subscription", letter.subscription),
+        (
+            "died",
+            f"{moment(letter.died_at)}, {letter.reason.replace('_', ' ')} after {count(letter.attempts, 'attempt')}",
+        ),
+        ("first failed", moment(letter.first_failed_at)),
+        ("replayed", f"{count(letter.replays, 'time')} before"),
+        ("error", printable(f"{report.exception_type}: {report.message}")),
+        ("category", f"{report.category.value}, severity {report.severity.value}, fingerprint {report.fingerprint}"),
+    ]
+    facts += [("header", f"{name}: {printable(value)}") for name, value in sorted(message.headers.items())]
+    lines = [f"{paint(f'{name:<13}', 'bold')} {value}" for name, value in facts]
+    if report.stack_trace:
+        lines += [paint("stack trace", "bold"), printable_lines(report.stack_trace)]
+    lines += [paint("payload", "bold"), _payload_text(message.payload)]
+    return "\n".join(lines)
+
+
+def _payload_text(payload: Any) -> str:
+    if isinstance(payload, bytes):
+        return f"{count(len(payload), 'raw byte')}: {payload[:2000]!r}"
+    return printable_lines(json.dumps(payload, indent=2, default=str))
+
+
+def _as_json(letter: DeadLetter, *, whole: bool) -> dict[str, Any]:
+    made: dict[str, Any] = msgspec.to_builtins(letter)
+    if not whole:
+        for name in ("payload", "headers"):
+            made["message"].pop(name, None)
+        made["report"].pop("stack_trace", None)
+    return made
+
+
+# replay and discard
+
+
+def act_on_them(arguments: argparse.Namespace) -> int:
+    filters = _filters(arguments)
+    if arguments.ids and (arguments.all or filters):
+        raise CommandError("give ids, or --all with filters, not both")
+    if not arguments.ids and not arguments.all:
+        raise CommandError(f"say which: ids, or --all (with filters) to {arguments.verb} all that match")
+    if not arguments.yes and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise CommandError(
+            f"nobody is here to confirm it: {arguments.verb} needs --yes when it is not run in a terminal"
+        )
+    return asyncio.run(_act(url_of(arguments), arguments, filters))
+
+
+async def _act(url: str, arguments: argparse.Namespace, filters: dict[str, Any]) -> int:
+    verb, done = arguments.verb, {"replay": "replayed", "discard": "discarded"}[arguments.verb]
+    async with opened_store(url) as store:
+        ids = await _matching(store, filters) if arguments.all else list(dict.fromkeys(arguments.ids))
+        if not ids:
+            print("no dead letters match" if filters else "no dead letters")
+            return EXIT_OK
+        if not arguments.yes and not await asyncio.to_thread(_confirmed, f"{verb} {count(len(ids), 'dead letter')}?"):
+            print("nothing was done")
+            return EXIT_NO
+        act = store.dead_letters.replay if verb == "replay" else store.dead_letters.discard
+        moved = 0
+        if not arguments.all:
+            moved = await act(*ids)  # all of those named, or none
+        else:
+            for start in range(0, len(ids), _PAGE):
+                moved += await _page(act, ids[start : start + _PAGE])
+    gone = len(ids) - moved
+    if arguments.json:
+        print_json({done: moved, "gone": gone})
+    else:
+        print(f"{done} {count(moved, 'dead letter')}" + (f"; {gone:,} were gone already" if gone else ""))
+    return EXIT_OK
+
+
+async def _matching(store: MessageBus, filters: dict[str, Any]) -> list[str]:
+    ids: list[str] = []
+    before = None
+    while page := await store.dead_letters.list(_PAGE, before=before, **filters):
+        ids += [letter.id for letter in page]
+        before = page[-1].id
+    return ids
+
+
+async def _page(act: Any, ids: list[str]) -> int:
+    """Act on `ids`; those that somebody else has taken meanwhile are passed over."""
+    try:
+        return int(await act(*ids))
+    except UnknownDeadLetter:
+        if len(ids) == 1:
+            return 0
+        middle = len(ids) // 2
+        return await _page(act, ids[:middle]) + await _page(act, ids[middle:])
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+# Arguments
+
+
+def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name in _FILTERS if (value := getattr(arguments, name)) is not None}
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 100_000:
+        raise argparse.ArgumentTypeError("must be 1 to 100,000")
+    return number
+
+
+def _time(text: str) -> float:
+    """Wall seconds from `10m` (ago), ISO 8601 (local time unless it has an offset) or Unix seconds."""
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if ago:
+        return time.time() - float(ago[1]) * _UNITS[ago[2]]
+    if re.fullmatch(r"\d{9,11}(?:\.\d+)?", text):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: write 2026-01-31T12:00, or 10m for 10 minutes ago"
+        ) from None

@@ -1,0 +1,93 @@
+"""What the commands that run a bus share: signals, logging, /metrics and traces."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import logging.handlers
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glassbus.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from glassbus.bus import MessageBus
+    from glassbus.server import Server
+
+_TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_LOG_BYTES_MAX = 10 * 1024 * 1024
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+@contextlib.contextmanager
+def stop_signals(told: Callable[[str], None]) -> Iterator[None]:
+    """Call `told` with the signal's name for each SIGINT and SIGTERM, on the running loop."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, told, "Ctrl-C" if number == signal.SIGINT else "SIGTERM")
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """All logging of the process goes to a file of bounded size, so that none of it tears the screen."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_LOG_BYTES_MAX, backupCount=1, delay=True)
+    handler.setFormatter(logging.Formatter(_FORMAT))
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers[:] = before
+        root.setLevel(level)
+        handler.close()
+
+
+@contextlib.contextmanager
+def exported_traces(service_name: str) -> Iterator[str]:
+    """Set the OpenTelemetry SDK up when an endpoint is named in the environment; yields that endpoint, or "".
+
+    Spans that wait are sent before this ends. Raises ConfigurationError.
+    """
+    endpoint = next((os.environ[name] for name in _TRACES if os.environ.get(name)), "")
+    if not endpoint:
+        yield ""
+        return
+    from glassbus.telemetry import configure
+
+    telemetry = configure(service_name=service_name)
+    try:
+        yield endpoint
+    finally:
+        telemetry.shutdown(5.0)
+
+
+def serve_somewhere(bus: MessageBus, address: str | None) -> tuple[Server, str]:
+    """Serve /metrics, /healthz and /readyz of `bus`; the server, and a note when it is not at the usual place.
+
+    `address` is host:port, or "" for the usual one; then, or with GLASSBUS_HTTP set, failing to listen is an
+    error (ConfigurationError). With None, when the usual port is in use a free one is taken.
+    """
+    from glassbus.server import DEFAULT_ADDRESS, serve
+
+    try:
+        return serve(bus, address or None), ""
+    except ConfigurationError:
+        if address is not None or os.environ.get("GLASSBUS_HTTP"):
+            raise
+    host = DEFAULT_ADDRESS.rpartition(":")[0]
+    server = serve(bus, f"{host}:0")
+    return server, f"{DEFAULT_ADDRESS} is in use: metrics are at {server.url}/metrics"
