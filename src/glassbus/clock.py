@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -34,6 +35,9 @@ class Clock(Protocol):
     def real(self, seconds: float, /) -> float | None:
         """How long a thread may really sleep to pass `seconds`; None: until poked."""
 
+    def on_thread(self, job: Callable[[], None], /) -> Callable[[], None]:
+        """`job` as it is to be run on another thread, once: a virtual clock stands still until it returns."""
+
 
 class SystemClock:
     """The operating system's clocks."""
@@ -49,3 +53,6 @@ class SystemClock:
 
     def real(self, seconds: float, /) -> float | None:
         return seconds
+
+    def on_thread(self, job: Callable[[], None], /) -> Callable[[], None]:
+        return job

@@ -167,11 +167,8 @@ def in_context(
 class Threads:
     """Daemon threads for plain handlers: one for each that runs, reused, never waited for at exit.
 
-    A thread cannot be stopped, so one that hangs is simply not idle again. It takes
-    part in virtual time: a virtual clock does not move while a handler runs, unless it runs long.
+    A thread cannot be stopped, so one that hangs is simply not idle again.
     """
-
-    _GRACE_S = 0.25
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, name: str) -> None:
         self._loop = loop
@@ -179,10 +176,7 @@ class Threads:
         self._name = name
         self._idle: list[_Inbox] = []
         self._closed = False
-        self._changed = threading.Condition()
-        self._running = 0
         self._started = 0
-        clock.attach(self)
 
     async def run(self, context: Context, function: Callable[[], Any]) -> Any:
         """Run `function` in `context` on a thread; its result or exception."""
@@ -197,18 +191,13 @@ class Threads:
             else:
                 self._answer(inbox, ended, result, None)
 
-        with self._changed:
-            self._running += 1
-        inbox.put(job)
+        inbox.put(self._clock.on_thread(job))
         return await ended
 
     def _answer(self, inbox: _Inbox, ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         # A loop closed while the handler hung refuses the call: nobody is left to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._resolve, inbox, ended, result, error)
-        with self._changed:
-            self._running -= 1
-            self._changed.notify_all()
 
     def _resolve(self, inbox: _Inbox, ended: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
         if self._closed:
@@ -235,21 +224,10 @@ class Threads:
 
     def close(self) -> None:
         """End the idle threads; a hanging one ends when its handler returns."""
-        self._clock.detach(self)
         self._closed = True
         for inbox in self._idle:
             inbox.put(None)
         self._idle.clear()
-
-    def quiesce(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._running == 0, timeout=self._GRACE_S)
-
-    def poke(self) -> None:
-        """Handlers do not wait on our clock."""
-
-    def due(self) -> None:
-        """Handlers do not wait on our clock."""
 
 
 def _serve(inbox: _Inbox) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glassbus.bus import MessageBus
 from glassbus.clock import Clock
 from glassbus.config import Settings, addresses
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
@@ -268,3 +269,40 @@ class Store:
                 await desk.close()
 
         run_virtual(whole, seed=seed)
+
+    def run_bus(self, scenario: Callable[[House], Awaitable[None]], *, seed: int | None = None) -> None:
+        """Run `scenario` with buses on this store in virtual time; at its end every message must be accounted for."""
+
+        async def whole(clock: VirtualClock) -> None:
+            house = House(self, clock)
+            try:
+                await scenario(house)
+                for bus in house.buses:
+                    if bus.running:
+                        assert bus.ledger().balanced, bus.ledger()
+            finally:
+                for bus in house.buses:
+                    await bus.stop(1.0)
+            assert "LedgerUnbalanced" not in house.seen.names()
+            assert not any(bus.hub.failures for bus in house.buses)
+
+        run_virtual(whole, seed=seed)
+
+
+class House:
+    """Makes buses on one store, all watched by one recorder."""
+
+    def __init__(self, store: Store, clock: VirtualClock) -> None:
+        self.store = store
+        self.clock = clock
+        self.seen = RecordingObserver()
+        self.buses: list[MessageBus] = []
+
+    def bus(self, **options: Any) -> MessageBus:
+        backend = self.store.backend
+        options = {"telemetry": False, "observers": [self.seen], "seed": 7, **backend.options, **options}
+        if backend.name == "memory+spill":
+            options.setdefault("spill_dir", self.store.place)
+        made = MessageBus(backend.url(self.store.place), clock=self.clock, **options)
+        self.buses.append(made)
+        return made

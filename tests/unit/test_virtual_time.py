@@ -152,6 +152,23 @@ def test_time_stands_still_while_a_plain_function_runs() -> None:
     assert run_virtual(scenario) == 0
 
 
+def test_time_goes_on_without_a_plain_function_that_really_hangs() -> None:
+    """And it costs the patience once, not at every step of time."""
+
+    async def scenario(clock: VirtualClock) -> str:
+        release = threading.Event()
+        running = asyncio.ensure_future(asyncio.to_thread(release.wait))
+        began = time.perf_counter()
+        for _ in range(100):
+            await asyncio.sleep(10)
+        assert time.perf_counter() - began < 3
+        release.set()
+        await running
+        return "done"
+
+    assert run_virtual(scenario) == "done"
+
+
 def test_a_plain_function_can_sleep_in_virtual_time() -> None:
     async def scenario(clock: VirtualClock) -> list[float]:
         started = clock.monotonic()

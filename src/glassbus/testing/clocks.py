@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from glassbus.testing.loop import VirtualTimeLoop, Wait
 from glassbus.testing.sleepers import Sleepers
@@ -29,6 +30,9 @@ class FakeClock:
 
     def real(self, seconds: float, /) -> float | None:
         return None
+
+    def on_thread(self, job: Callable[[], None], /) -> Callable[[], None]:
+        return job
 
     def advance(self, seconds: float) -> None:
         """Let `seconds` pass on both clocks.
@@ -60,6 +64,7 @@ class VirtualClock:
         self._loop = loop
         self._offset = wall - loop.time()
         self.monotonic = loop.time
+        self.on_thread = loop.on_thread
         self.attach = loop.sleepers.attach
         self.detach = loop.sleepers.detach
 
