@@ -267,7 +267,10 @@ class Worker:
             if gate.shut:
                 await gate.wait()
                 continue
-            delivery = claim_now(name) or await claim(name)
+            delivery = claim_now(name)
+            if delivery is None:
+                delivery = await claim(name)
+                yield_at = monotonic() + _TURN_S
             if (gate.guarded or delivery.attempt != 1) and not self._admit(slot, delivery):
                 continue
             slot.started = now = monotonic()
