@@ -337,19 +337,20 @@ class MessageBus:
         self._pulse.stop()
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
-        given_back = 0
         try:
-            given_back = sum(await asyncio.gather(*(worker.stop(deadline) for worker in self._workers.values())))
+            await asyncio.gather(*(worker.stop(deadline) for worker in self._workers.values()))
         finally:
+            for worker in self._workers.values():  # a stop that is cancelled may not have begun with them
+                worker.halt()
             left_s = max(0.0, deadline - (self._monotonic() - started))
-            _, discarded = await self._transport.close(left_s)
+            kept, discarded = await self._transport.close(left_s)
             within = self._monotonic() - started <= deadline + 0.5
             self._state = "stopped"
             self.hub.state(
                 BusStopped(
                     at=self._wall(),
                     bus=self.name,
-                    given_back=given_back,
+                    given_back=kept,
                     discarded=discarded,
                     within_deadline=within,
                 )

@@ -91,10 +91,22 @@ class Subscription(msgspec.Struct, frozen=True):
 class _Slot:
     """Room for one attempt at a time."""
 
-    __slots__ = ("abandoned_at", "deadline", "delivery", "expired", "permit", "released", "started", "task", "touched")
+    __slots__ = (
+        "abandoned_at",
+        "deadline",
+        "delivery",
+        "expired",
+        "permit",
+        "released",
+        "started",
+        "stopped",
+        "task",
+        "touched",
+    )
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
+        self.stopped = False  # its handler was told to stop, for good
         self.delivery: Delivery | None = None
         self.started = 0.0
         self.deadline = 0.0
@@ -137,7 +149,6 @@ class Worker:
         #: Called after each settlement is recorded, while somebody waits for that.
         self.on_settled: Callable[[], None] | None = None
         self._quiet = 0
-        self._given_back = 0
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
         self._slots: list[_Slot] = []
         self._alarm: asyncio.TimerHandle | None = None
@@ -222,27 +233,40 @@ class Worker:
         if not self._stopping:
             self._open_slot(slot)
 
-    async def stop(self, deadline_s: float) -> int:
-        """Take nothing more, let running handlers finish within `deadline_s`, give back the rest; how many."""
+    async def stop(self, deadline_s: float) -> None:
+        """Take nothing more, let running handlers finish within `deadline_s`, give back the rest.
+
+        When cancelled, it halts.
+        """
         self._stopping = True
         self.gate.close()
         for slot in self._slots:
             if slot.delivery is None and slot.task is not None:
                 slot.task.cancel()
-        await self._ended(deadline_s)
+        try:
+            await self._ended(deadline_s)
+            self._cancel_running()
+            await self._ended(_CLEAN_UP_S if self._threads is None else 0.0)
+        finally:
+            self.halt()
+
+    def _cancel_running(self) -> None:
         for slot in self._running():
-            assert slot.task is not None
-            slot.task.cancel()
-        await self._ended(_CLEAN_UP_S if self._threads is None else 0.0)
+            if slot.task is not None and not slot.stopped:
+                slot.stopped = True
+                slot.task.cancel()
+
+    def halt(self) -> None:
+        """Stop without waiting for anybody: what still runs is given back over its handler's head."""
+        self._stopping = True
+        self.gate.close()
+        self._cancel_running()
         for slot in self._running():
-            if slot.delivery is not None and not slot.released:
-                self._given_back += 1
-                self._release(slot, Stopped("stopping"))
+            self._release(slot, Stopped("stopping"))
         if self._alarm is not None:
             self._alarm.cancel()
         if self._threads is not None:
             self._threads.close()
-        return self._given_back
 
     def _running(self) -> list[_Slot]:
         return [s for s in self._slots if s.task is not None and not s.task.done()]
@@ -384,7 +408,6 @@ class Worker:
                 raise error
             return
         if isinstance(error, asyncio.CancelledError) and self._stopping and not slot.expired:
-            self._given_back += 1
             self.gate.leave(slot.permit)
             self._settle(delivery, Stopped("stopping"))
             raise error
@@ -426,6 +449,8 @@ class Worker:
         self._budget.earn(quiet)
 
     def _regained(self, slot: _Slot, delivery: Delivery, ran_s: float) -> None:
+        if not slot.abandoned_at:
+            return  # given back by a stop
         slot.abandoned_at = 0.0
         self._forgive(slot)
         self._hub.state(SlotRegained(at=self._clock.wall(), delivery=delivery, ran_s=ran_s))
