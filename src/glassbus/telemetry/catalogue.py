@@ -276,7 +276,7 @@ METRICS: tuple[Metric, ...] = (
         "telemetry_spans_dropped_total",
         "counter",
         "Spans that were not exported.",
-        {"queue": ("spans", "failures"), "reason": ("queue_full", "export_failed", "shut_down")},
+        {"queue": ("spans", "failures"), "reason": ("queue_full", "export_failed", "shut_down", "not_made")},
         "SpanQueue.dropped",
     ),
     Metric(
@@ -294,12 +294,16 @@ METRICS: tuple[Metric, ...] = (
         "SpanQueue.export_failures",
     ),
     Metric(
-        "telemetry_queue_spans", "gauge", "Spans that wait for export.", {"queue": ("spans", "failures")}, "SpanQueue"
+        "telemetry_queue_spans",
+        "gauge",
+        "Entries that wait for export: a span, or the spans of one failure.",
+        {"queue": ("spans", "failures")},
+        "SpanQueue",
     ),
     Metric(
         "telemetry_queue_capacity_spans",
         "gauge",
-        "Most spans that may wait for export.",
+        "Most entries that may wait for export.",
         {"queue": ("spans", "failures")},
         "SpanQueue.capacity",
     ),

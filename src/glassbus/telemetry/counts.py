@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from typing import NamedTuple, assert_never
+from typing import assert_never
 
 from glassbus.facts import (
     AttemptAbandoned,
@@ -50,21 +50,15 @@ from glassbus.facts import (
 )
 from glassbus.record.tally import Buckets
 from glassbus.telemetry.catalogue import BY_NAME
-from glassbus.telemetry.failures import failure_of
+from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import LabelCap
-from glassbus.telemetry.propagation import Place
 
 #: Label values in the order that the catalogue declares them, without `bus`.
 Labels = tuple[str, ...]
 
 
-class Example(NamedTuple):
-    """A trace that shows what a number counts."""
-
-    trace_id: int
-    span_id: int
-    value: float
-    at: float
+#: An attempt whose trace shows what a number counts, the value it had there, and when (wall seconds).
+Example = tuple[Delivery, float, float]
 
 
 class Counts:
@@ -80,18 +74,28 @@ class Counts:
         self._endpoint = endpoint
         self._lock = threading.Lock()
 
-    def count(self, fact: Fact, place: Place | None = None) -> None:
-        """Add `fact`. `place`: a trace that shows it, if there is one."""
+    def count(self, fact: Fact, failure: Failure | None, example: Delivery | None = None) -> None:
+        """Add `fact`, which is the error `failure`, if any. `example`: an attempt whose trace shows it."""
         with self._lock:
-            self._count(fact, place)
+            if failure is not None:
+                self._error(failure, example, fact.at)
+            self._count(fact, example)
 
-    def _count(self, fact: Fact, place: Place | None) -> None:
+    def _error(self, failure: Failure, example: Delivery | None, at: float) -> None:
+        labels = (failure.component, failure.category, failure.severity, self.destinations.bound(failure.destination))
+        self._add("errors_total", labels)
+        if example is not None:
+            self.examples["errors_total", labels, 0] = (example, 1.0, at)
+
+    def _count(self, fact: Fact, example: Delivery | None) -> None:
         labels: Labels
         match fact:
             case AttemptFailed():
                 delivery = fact.delivery
                 labels = (self._destination(delivery), delivery.subscription, "failed")
-                self._observe("process_duration_seconds", labels, fact.duration_s, place, fact.at)
+                self._observe("process_duration_seconds", labels, fact.duration_s, example, fact.at)
+            case RetryScheduled():
+                pass  # counted when it ends (RecoveryEnded)
             case RecoveryEnded():
                 kind = (fact.category.value, fact.action)
                 labels = (*kind, fact.outcome, self._destination(fact.delivery))
@@ -129,7 +133,7 @@ class Counts:
                 self.connected = True
                 self._add("reconnects_total", (self._endpoint,))
             case SettlementRefused() | OwnerLost() | LedgerUnbalanced() | ObserverFailed():
-                pass  # an error and nothing else: counted below
+                pass  # an error and nothing else: counted above
             case (
                 AttemptAbandoned()
                 | AttemptOverdue()
@@ -140,23 +144,15 @@ class Counts:
                 | DeliveryGivenBack()
                 | DeliveryHandled()
                 | MessagePublished()
-                | RetryScheduled()
                 | SlotRegained()
                 | SubscriptionDeclared()
                 | SubscriptionForgotten()
                 | SubscriptionPaused()
                 | SubscriptionResumed()
             ):
-                return  # counted elsewhere, or a state: `catalogue.PROJECTIONS` says which
+                pass  # counted elsewhere, or a state: `catalogue.PROJECTIONS` says which
             case _:
                 assert_never(fact)
-        failure = failure_of(fact)
-        if failure is not None:
-            destination = self.destinations.bound(failure.destination)
-            labels = (failure.component, failure.category, failure.severity, destination)
-            self._add("errors_total", labels)
-            if place is not None:
-                self.examples["errors_total", labels, 0] = Example(place.trace_id, place.span_id, 1.0, fact.at)
 
     def _destination(self, delivery: Delivery) -> str:
         return self.destinations.bound(delivery.destination)
@@ -177,7 +173,9 @@ class Counts:
             series = self.counters[name] = {}
         series[labels] = series.get(labels, 0) + by
 
-    def _observe(self, name: str, labels: Labels, value: float, place: Place | None = None, at: float = 0.0) -> None:
+    def _observe(
+        self, name: str, labels: Labels, value: float, example: Delivery | None = None, at: float = 0.0
+    ) -> None:
         series = self.histograms.get(name)
         if series is None:
             series = self.histograms[name] = {}
@@ -185,6 +183,6 @@ class Counts:
         if buckets is None:
             buckets = series[labels] = Buckets(BY_NAME[name].bounds)
         buckets.observe(value)
-        if place is not None:
+        if example is not None:
             bucket = bisect_left(buckets.bounds, value)
-            self.examples[name, labels, bucket] = Example(place.trace_id, place.span_id, value, at)
+            self.examples[name, labels, bucket] = (example, value, at)

@@ -86,8 +86,8 @@ def of_report(report: ErrorReport, destination: str) -> Failure:
     kind = report.exception_type or "unknown"
     return Failure(
         report.component,
-        report.category.value,
-        report.severity.value,
+        report.category._value_,  # `value` is a property, four times as slow
+        report.severity._value_,
         destination,
         kind,
         report.message,

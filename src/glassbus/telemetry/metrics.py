@@ -27,10 +27,12 @@ from prometheus_client.registry import REGISTRY, CollectorRegistry
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
+from glassbus.facts import Delivery
 from glassbus.record.tally import Buckets
 from glassbus.telemetry import catalogue
 from glassbus.telemetry.catalogue import BY_NAME, METRICS, PREFIX, Metric
-from glassbus.telemetry.counts import Counts, Example, Labels
+from glassbus.telemetry.counts import Counts, Labels
+from glassbus.telemetry.propagation import Place
 from glassbus.telemetry.source import Source
 
 _log = logging.getLogger(__name__)
@@ -68,6 +70,9 @@ class Scraped(Protocol):
     def now(self) -> float:
         """Wall seconds."""
 
+    def place(self, delivery: Delivery, /) -> Place:
+        """The span of an attempt."""
+
 
 class _Scrape:
     """The samples of one scrape. Series that a label cap made equal are added up."""
@@ -75,7 +80,7 @@ class _Scrape:
     def __init__(self) -> None:
         self.values: dict[str, dict[Labels, float]] = {metric.name: {} for metric in METRICS}
         self.histograms: dict[str, dict[Labels, Histogram]] = {metric.name: {} for metric in METRICS}
-        self.examples: dict[tuple[str, Labels, int], Example] = {}
+        self.examples: dict[tuple[str, Labels, int], tuple[Place, float, float]] = {}
 
     def add(self, name: str, labels: Labels, value: float = 0) -> None:
         series = self.values[name]
@@ -142,11 +147,11 @@ def _family(metric: Metric) -> Family:
     return Family(name, metric.help, metric.type, metric.unit)
 
 
-def _exemplar(example: Example | None) -> Exemplar | None:
+def _exemplar(example: tuple[Place, float, float] | None) -> Exemplar | None:
     if example is None:
         return None
-    ids = {"trace_id": f"{example.trace_id:032x}", "span_id": f"{example.span_id:016x}"}
-    return Exemplar(ids, example.value, example.at)
+    place, value, at = example
+    return Exemplar({"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}, value, at)
 
 
 class BusCollector:
@@ -246,8 +251,8 @@ def _read_counts(scrape: _Scrape, bus: str, scraped: Scraped, source: Source) ->
     for name, observed in list(counts.histograms.items()):
         for labels, buckets in list(observed.items()):
             scrape.observe(name, (bus, *labels), buckets)
-    for (name, labels, bucket), example in list(counts.examples.items()):
-        scrape.examples[name, (bus, *labels), bucket] = example
+    for (name, labels, bucket), (attempt, value, at) in list(counts.examples.items()):
+        scrape.examples[name, (bus, *labels), bucket] = (scraped.place(attempt), value, at)
 
 
 def _read_subscribers(scrape: _Scrape, bus: str, scraped: Scraped, source: Source) -> None:

@@ -20,6 +20,7 @@ from glassbus.facts import (
 from glassbus.observer import ALL_FACTS
 from glassbus.policy.retry import Retry
 from glassbus.telemetry.counts import Counts
+from glassbus.telemetry.failures import failure_of
 from glassbus.telemetry.propagation import Lineage, Place
 from glassbus.telemetry.source import Source
 from glassbus.telemetry.spans import SpanWriter, without_credentials
@@ -77,8 +78,10 @@ class TelemetryObserver:
 
     def on_fact(self, fact: Fact, /) -> None:
         began = time.perf_counter()
-        self.tracing.show(fact)
-        self.counts.count(fact, self._place(fact))
+        failure = failure_of(fact)
+        self.tracing.show(fact, failure)
+        # The trace of a failed attempt serves as an example of what is counted.
+        self.counts.count(fact, failure, self.tracing.shown(fact.delivery) if isinstance(fact, AttemptFailed) else None)
         if isinstance(fact, BusStopped):
             self.stopped = True
         self.fact_seconds += time.perf_counter() - began
@@ -86,9 +89,9 @@ class TelemetryObserver:
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
         return self.tracing.scope(work)
 
-    def _place(self, fact: Fact) -> Place | None:
-        """A trace that shows `fact`, for exemplars."""
-        return self.tracing.shown(fact.delivery) if isinstance(fact, AttemptFailed) else None
+    def place(self, delivery: Delivery, /) -> Place:
+        """The span of an attempt."""
+        return self.tracing.lineage.trail(delivery).own
 
     def _retry(self, subscription: str) -> Retry | None:
         found = self._policies.get(subscription)

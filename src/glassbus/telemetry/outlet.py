@@ -7,7 +7,7 @@ imported when the program's own provider is one of the SDK's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from opentelemetry import trace
@@ -35,12 +35,13 @@ _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 class SpanData:
     """A span as it is to be. Times are ns since the epoch; `end_ns` 0: it is still running.
 
-    `kept`: it tells of a failure, so it takes the way that is always open.
+    `kept`: it tells of a failure, so it takes the way that is always open. `error`: the
+    description of a failed status. `touched`: code that is not ours added to it.
     """
 
     __slots__ = (
-        "attributes", "end_ns", "error", "events", "kept", "kind", "links", "name", "parent", "place", "remote",
-        "start_ns",
+        "attributes", "end_ns", "error", "events", "kept", "kind", "links", "name", "ok", "parent", "place",
+        "remote", "start_ns", "touched",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +53,6 @@ class SpanData:
         attributes: dict[str, Any],
         start_ns: int,
         end_ns: int,
-        *,
         kept: bool = False,
         remote: bool = False,
         error: str | None = None,
@@ -71,6 +71,11 @@ class SpanData:
         self.error = error
         self.links = links
         self.events = events
+        self.ok = self.touched = False
+
+
+#: Makes the spans of one decision. May be called on any thread, once.
+Make = Callable[[], Iterable[SpanData]]
 
 
 class Outlet(Protocol):
@@ -88,11 +93,14 @@ class Outlet(Protocol):
     def emit(self, span: SpanData, /) -> None:
         """Export a span that has ended."""
 
-    def start(self, span: SpanData, /) -> Span:
-        """A running span, for the handler's context."""
+    def tell(self, make: Make, spans: int, /) -> None:
+        """Export `spans` spans of a failure that `make` makes: now, or soon on the exporter's thread."""
+
+    def start(self, make: Callable[[], SpanData], /) -> Span:
+        """A running span, for the handler's context. A `LightSpan` where `make` need not be called yet."""
 
     def end(self, running: Span, span: SpanData, /) -> None:
-        """End what `start` gave, with the attributes, links, status and end of `span`."""
+        """End what `start` gave and is no `LightSpan`, with the attributes, status and end of `span`."""
 
 
 class Nowhere:
@@ -109,8 +117,11 @@ class Nowhere:
     def emit(self, span: SpanData, /) -> None:
         """There is nobody to show it to."""
 
-    def start(self, span: SpanData, /) -> Span:
-        return NonRecordingSpan(context_of(span.place))
+    def tell(self, make: Make, spans: int, /) -> None:
+        """There is nobody to show it to."""
+
+    def start(self, make: Callable[[], SpanData], /) -> Span:
+        return NonRecordingSpan(context_of(make().place))
 
     def end(self, running: Span, span: SpanData, /) -> None:
         """There is nobody to show it to."""
@@ -131,9 +142,16 @@ class Foreign:
         return parent is not None and parent.trace_flags.sampled
 
     def emit(self, span: SpanData, /) -> None:
-        self.end(self.start(span), span)
+        self.end(self._start(span), span)
 
-    def start(self, span: SpanData, /) -> Span:
+    def tell(self, make: Make, spans: int, /) -> None:
+        for span in make():
+            self.emit(span)
+
+    def start(self, make: Callable[[], SpanData], /) -> Span:
+        return self._start(make())
+
+    def _start(self, span: SpanData) -> Span:
         parent = span.place._replace(span_id=span.parent or span.place.span_id)
         context = trace.set_span_in_context(NonRecordingSpan(context_of(parent, remote=True)))
         return self._tracer.start_span(

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from opentelemetry.context import Context, attach, set_value
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -25,14 +25,34 @@ try:
 except ImportError:  # a later API may rename it; exporting then shows in traces of instrumented HTTP clients
     _SUPPRESS_INSTRUMENTATION_KEY = "suppress_instrumentation"
 
+from glassbus.telemetry.outlet import SpanData
+
 _log = logging.getLogger(__name__)
+
+
+class Unopened(ReadableSpan):
+    """A sampled span whose contents are worked out when they are looked at, which a queue does not."""
+
+
+class Entry:
+    """Spans that are made when it is their turn to be exported: on the exporter's thread, not on the loop."""
+
+    __slots__ = ("finish", "make", "size")
+
+    def __init__(
+        self, make: Callable[[], Iterable[SpanData]], finish: Callable[[SpanData], ReadableSpan], size: int
+    ) -> None:
+        self.make = make
+        self.finish = finish
+        self.size = size
 
 
 class SpanQueue(SpanProcessor):
     """Takes ended spans and exports them in the background. Thread-safe; never blocks the one who ends a span.
 
-    A full queue refuses the newcomer: the first failures of a flood explain the rest. `make_exporter`
-    is called once now, and again in a forked child, which starts with an empty queue.
+    An entry is a span, or the spans of one failure. A full queue refuses the newcomer: the first
+    failures of a flood explain the rest. `make_exporter` is called once now, and again in a forked
+    child, which starts with an empty queue.
     """
 
     def __init__(
@@ -48,7 +68,7 @@ class SpanQueue(SpanProcessor):
             raise ValueError(f"span queue {name!r} needs 1 <= batch_max <= capacity and delay_s >= 0")
         self.name = name
         self.capacity = capacity
-        #: Spans that were not exported, by reason: queue_full, export_failed, shut_down.
+        #: Spans that were not exported, by reason: queue_full, export_failed, shut_down, not_made.
         self.dropped: Counter[str] = Counter()
         self.exported = 0
         self.export_failures = 0
@@ -56,7 +76,7 @@ class SpanQueue(SpanProcessor):
         self._delay_s = delay_s
         self._make_exporter = make_exporter
         self._exporter = make_exporter()
-        self._spans: deque[ReadableSpan] = deque()
+        self._spans: deque[ReadableSpan | Entry] = deque()
         self._closed = False
         self._begin()
         again = weakref.WeakMethod(self._after_fork)
@@ -85,16 +105,22 @@ class SpanQueue(SpanProcessor):
         """Only ended spans matter here."""
 
     def on_end(self, span: ReadableSpan) -> None:
-        if span.context is None or not span.context.trace_flags.sampled:
-            return
+        if not isinstance(span, Unopened):
+            context = span.context
+            if context is None or not context.trace_flags.sampled:
+                return
+        self.put(span)
+
+    def put(self, entry: ReadableSpan | Entry) -> None:
+        """Take a span, or what makes the spans of one failure."""
         if self._closed:
-            self.dropped["shut_down"] += 1
+            self.dropped["shut_down"] += _size(entry)
             return
         waiting = len(self._spans)
         if waiting >= self.capacity:
-            self.dropped["queue_full"] += 1
+            self.dropped["queue_full"] += _size(entry)
             return
-        self._spans.append(span)
+        self._spans.append(entry)
         if not self._some.is_set():
             if self._thread is None:
                 self._start()
@@ -133,7 +159,11 @@ class SpanQueue(SpanProcessor):
         self._busy = True  # before the queue looks empty
         with contextlib.suppress(IndexError):  # fewer than a batch
             while len(batch) < self._batch_max:
-                batch.append(self._spans.popleft())
+                entry = self._spans.popleft()
+                if isinstance(entry, Entry):
+                    batch.extend(self._opened(entry))
+                else:
+                    batch.append(entry)
         self._held = len(batch)
         try:
             taken = self._exporter.export(batch) is SpanExportResult.SUCCESS
@@ -147,6 +177,14 @@ class SpanQueue(SpanProcessor):
         else:
             self.export_failures += 1
             self.dropped["export_failed"] += len(batch)
+
+    def _opened(self, entry: Entry) -> list[ReadableSpan]:
+        try:
+            return [entry.finish(span) for span in entry.make()]
+        except Exception:  # noqa: BLE001 - one failure that cannot be shown must not take the others with it
+            self.dropped["not_made"] += entry.size
+            _log.exception("a failure could not be made into spans")
+            return []
 
     def hurry(self) -> None:
         """Export what is queued now, without waiting for a batch to gather. Returns at once."""
@@ -186,7 +224,7 @@ class SpanQueue(SpanProcessor):
                 self._changed.wait(left)
         left_over = len(self._spans) + self._held
         if left_over:
-            self.dropped["shut_down"] += left_over
+            self.dropped["shut_down"] += self._held + sum(map(_size, list(self._spans)))
             self._spans.clear()
         return flushed and not left_over
 
@@ -195,6 +233,10 @@ class SpanQueue(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         return self.flush(timeout_millis / 1000)
+
+
+def _size(entry: ReadableSpan | Entry) -> int:
+    return entry.size if isinstance(entry, Entry) else 1
 
 
 class Switch(SpanProcessor):

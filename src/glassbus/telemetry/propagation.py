@@ -20,6 +20,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from glassbus.facts import Delivery
+from glassbus.message import Envelope
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 #: W3C asks for at least 512 characters; longer ones are dropped whole, never cut.
@@ -27,6 +28,7 @@ TRACESTATE_LENGTH_MAX = 512
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _REMEMBERED_MAX = 4096
+_SPAN_BITS = (1 << 64) - 1
 
 _random = random.Random()  # noqa: S311  # ids must be unique, not secret
 os.register_at_fork(after_in_child=_random.seed)  # or a child would repeat its parent's ids
@@ -40,10 +42,6 @@ class Place(NamedTuple):
     span_id: int
     sampled: bool
     state: str = ""
-
-    @property
-    def header(self) -> str:
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{'01' if self.sampled else '00'}"
 
 
 def parse(headers: Mapping[str, str]) -> Place | None:
@@ -59,13 +57,13 @@ def parse(headers: Mapping[str, str]) -> Place | None:
     return Place(trace_id, span_id, bool(int(flags, 16) & 1), state if len(state) <= TRACESTATE_LENGTH_MAX else "")
 
 
-def write(headers: dict[str, str], place: Place) -> None:
+def write(headers: dict[str, str], place: Place, sampled: bool) -> None:
     """Put `place` into `headers`, replacing what they said before."""
-    headers[TRACEPARENT] = place.header
+    headers[TRACEPARENT] = f"00-{place.trace_id:032x}-{place.span_id:016x}-{'01' if sampled else '00'}"
     if place.state:
         headers[TRACESTATE] = place.state
-    else:
-        headers.pop(TRACESTATE, None)
+    elif TRACESTATE in headers:
+        del headers[TRACESTATE]
 
 
 def new_span_id() -> int:
@@ -84,14 +82,18 @@ def trace_id_of(message_id: str) -> int:
     return _derived(message_id)[0]
 
 
-def _derived(*parts: object) -> tuple[int, int]:
-    """(trace id, span id) that every process derives alike from `parts`."""
-    digest = blake2b("\0".join(map(str, parts)).encode(), digest_size=24, person=b"glassbus").digest()
-    return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:], "big") or 1
+def _derived(text: str) -> tuple[int, int]:
+    """(trace id, span id) that every process derives alike from `text`."""
+    number = int.from_bytes(blake2b(text.encode(), digest_size=24, person=b"glassbus").digest(), "big")
+    return number >> 64 or 1, number & _SPAN_BITS or 1
+
+
+def _attempt_ids(delivery: Delivery, attempt: int, replays: int) -> tuple[int, int]:
+    return _derived(f"{delivery.envelope.id}\0{delivery.subscription}\0{attempt}\0{replays}")
 
 
 class Trail(NamedTuple):
-    """Where one attempt stands: `own` is its span, `parent` the span id above it (0: a root).
+    """Where one attempt stands: `own` is its span if it has one, `parent` the span id above it (0: a root).
 
     `origin` is the publish, or the replay that brought it back. `delayed`: it is in a trace of its own.
     """
@@ -100,6 +102,34 @@ class Trail(NamedTuple):
     parent: int
     origin: Place
     delayed: bool
+
+
+#: An attempt made here, and whether it was delayed.
+Hint = tuple[int, bool] | None
+
+
+def _is_delayed(delivery: Delivery) -> bool:
+    return delivery.recovering is not None and delivery.recovering[1] == "delayed_retry"
+
+
+def slim(delivery: Delivery) -> Delivery:
+    """What spans need of `delivery`, to be kept: without its payload, and without headers that are not ours."""
+    envelope = delivery.envelope
+    headers = envelope.headers
+    if headers:
+        headers = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
+    return Delivery(
+        Envelope(envelope.id, envelope.topic, b"", "", headers, published_at=envelope.published_at),
+        delivery.subscription,
+        delivery.destination,
+        delivery.attempt,
+        None,
+        delivery.redelivered,
+        delivery.first_failed_at,
+        delivery.recovering,
+        delivery.replays,
+        delivery.started_at,
+    )
 
 
 class Lineage:
@@ -132,12 +162,11 @@ class Lineage:
         if last is not None and last[0] is delivery and last[1] == delivery.attempt:
             return last[2]
         origin = self.origin(delivery)
-        trace_id, span_id = _derived(delivery.envelope.id, delivery.subscription, delivery.attempt, delivery.replays)
-        delayed = delivery.recovering is not None and delivery.recovering[1] == "delayed_retry"
-        if delayed:
-            trail = Trail(Place(trace_id, span_id, origin.sampled, origin.state), 0, origin, True)
+        trace_id, span_id = _attempt_ids(delivery, delivery.attempt, delivery.replays)
+        if _is_delayed(delivery):
+            trail = Trail(Place(trace_id, span_id, True, origin.state), 0, origin, True)
         else:
-            trail = Trail(Place(origin.trace_id, span_id, origin.sampled, origin.state), origin.span_id, origin, False)
+            trail = Trail(Place(origin.trace_id, span_id, True, origin.state), origin.span_id, origin, False)
         self._last = (delivery, delivery.attempt, trail)
         return trail
 
@@ -146,7 +175,7 @@ class Lineage:
         if delivery.attempt > 1:
             key = (delivery.envelope.id, delivery.subscription, delivery.replays)
             self._delayed.pop(key, None)
-            self._delayed[key] = (delivery.attempt, self.trail(delivery).delayed)
+            self._delayed[key] = (delivery.attempt, _is_delayed(delivery))
             if len(self._delayed) > _REMEMBERED_MAX:
                 self._delayed.pop(next(iter(self._delayed), key), None)
 
@@ -154,18 +183,23 @@ class Lineage:
         """Nothing follows: forget it."""
         self._delayed.pop((delivery.envelope.id, delivery.subscription, delivery.replays), None)
 
-    def previous(self, delivery: Delivery) -> Place | None:
+    def hint(self, delivery: Delivery) -> Hint:
+        """What is remembered of the attempt before this one: to be taken now where `previous` is asked later."""
+        if delivery.attempt < 2:
+            return None
+        return self._delayed.get((delivery.envelope.id, delivery.subscription, delivery.replays))
+
+    def previous(self, delivery: Delivery, hint: Hint) -> Place | None:
         """The attempt before this one; None for the first."""
         attempt = delivery.attempt - 1
-        return self.attempt(delivery, attempt, delivery.replays) if attempt >= 1 else None
+        return self.attempt(delivery, attempt, delivery.replays, hint) if attempt >= 1 else None
 
-    def attempt(self, delivery: Delivery, attempt: int, replays: int) -> Place:
+    def attempt(self, delivery: Delivery, attempt: int, replays: int, hint: Hint = None) -> Place:
         """The span of another attempt of the same message and subscription."""
-        envelope, subscription = delivery.envelope, delivery.subscription
-        trace_id, span_id = _derived(envelope.id, subscription, attempt, replays)
-        known, delayed = self._delayed.get((envelope.id, subscription, replays), (0, False))
+        trace_id, span_id = _attempt_ids(delivery, attempt, replays)
+        known, delayed = hint if hint is not None else (0, False)
         if known != attempt:
-            delayed = attempt - 1 > self._immediate(subscription)
+            delayed = attempt - 1 > self._immediate(delivery.subscription)
         if delayed:
             return Place(trace_id, span_id, True)
         begun = replay_place(delivery, replays) if replays else self.published(delivery)
@@ -174,5 +208,5 @@ class Lineage:
 
 def replay_place(delivery: Delivery, replays: int) -> Place:
     """The span of the `replays`th replay of a delivery: the origin of the attempts after it."""
-    trace_id, span_id = _derived("replay", delivery.envelope.id, delivery.subscription, replays)
+    trace_id, span_id = _derived(f"replay\0{delivery.envelope.id}\0{delivery.subscription}\0{replays}")
     return Place(trace_id, span_id, True)

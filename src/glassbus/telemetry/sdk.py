@@ -15,13 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.attributes import BoundedAttributes
 from opentelemetry.context import Context
 from opentelemetry.sdk import trace as sdk_trace
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
+from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import (
     ALWAYS,
     NOWHERE,
@@ -29,12 +32,13 @@ from glassbus.telemetry.outlet import (
     SCOPE,
     VALUE_BYTES_MAX,
     Foreign,
+    Make,
     Outlet,
     SpanData,
     context_of,
     links_of,
 )
-from glassbus.telemetry.pipeline import SpanQueue, Switch
+from glassbus.telemetry.pipeline import Entry, SpanQueue, Switch, Unopened
 from glassbus.telemetry.propagation import Place
 
 _log = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ _log = logging.getLogger(__name__)
 #: Processors that look at a span when it ends and not before: they may be shown finished spans.
 _END_ONLY = (BatchSpanProcessor, SimpleSpanProcessor, SpanQueue, Switch)
 
-_OK = Status(StatusCode.UNSET)
+_UNSET, _OK = Status(StatusCode.UNSET), Status(StatusCode.OK)
 
 
 def sdk_outlet(provider: Any, failures: Callable[[], SpanProcessor | None]) -> Outlet:
@@ -61,6 +65,37 @@ def sdk_outlet(provider: Any, failures: Callable[[], SpanProcessor | None]) -> O
 
 class LiveSpan(sdk_trace.Span):
     """A running span with ids of our choosing; in all else the SDK's."""
+
+
+class FinishedSpan(Unopened):
+    """An ended span that is worked out when it is first looked at: by the exporter's thread, not by the loop."""
+
+    def __init__(self, data: SpanData, outlet: SdkOutlet) -> None:
+        self._made_of = data
+        self._outlet = outlet
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not there yet: the attributes that the SDK's own `__init__` sets.
+        if name.startswith("__") or "_name" in self.__dict__:
+            raise AttributeError(name)
+        outlet, data = self._outlet, self._made_of
+        place, error = data.place, data.error
+        super().__init__(
+            data.name,
+            context_of(place),
+            context_of(Place(place.trace_id, data.parent, True), remote=data.remote) if data.parent else None,
+            outlet.resource,
+            outlet.bounded(data.attributes) if data.touched else data.attributes,
+            [sdk_trace.Event(name, attributes, at) for name, attributes, at in data.events],
+            links_of(data.links),
+            data.kind,
+            None,
+            (_OK if data.ok else _UNSET) if error is None else Status(StatusCode.ERROR, error),
+            data.start_ns,
+            data.end_ns,
+            outlet.scope,
+        )
+        return getattr(self, name)
 
 
 class _Router(SpanProcessor):
@@ -91,13 +126,23 @@ class SdkOutlet:
         self._processors = provider._active_span_processor
         self._limits: SpanLimits = provider._span_limits
         self._router = _Router(self._processors, failures)
-        self._scope = InstrumentationScope(SCOPE, _version(), SCHEMA_URL)
+        self.scope = InstrumentationScope(SCOPE, _version(), SCHEMA_URL)
         self._sampler = provider.sampler
         self.bound, self._as_parent = _fast_form(provider.sampler)
         limit = self._limits.max_span_attribute_length
         self.value_bytes_max = VALUE_BYTES_MAX if limit is None else min(VALUE_BYTES_MAX, limit)
         self._seen: Any = None
         self._end_only = False
+
+    def bounded(self, attributes: dict[str, Any]) -> BoundedAttributes:
+        """What code that is not ours may have added to, within the program's limits."""
+        limits = self._limits
+        return BoundedAttributes(limits.max_span_attributes, attributes, True, limits.max_span_attribute_length)
+
+    @property
+    def resource(self) -> Resource:
+        # Asked each time: a fork changes it.
+        return self._provider.resource
 
     def samples(self, trace_id: int, parent: SpanContext | None) -> bool:
         if parent is not None and self._as_parent:
@@ -108,28 +153,23 @@ class SdkOutlet:
 
     def emit(self, span: SpanData, /) -> None:
         failures = self._failures() if span.kept else None
-        if failures is None and not self._may_skip_start():
-            self.end(self.start(span), span)
+        if failures is not None:
+            failures.on_end(FinishedSpan(span, self))
+        elif self._may_skip_start():
+            self._processors.on_end(FinishedSpan(span, self))
+        else:
+            self.end(self._start(span), span)
+
+    def tell(self, make: Make, spans: int, /) -> None:
+        failures = self._failures()
+        if isinstance(failures, SpanQueue):
+            failures.put(Entry(make, self._finished, spans))
             return
-        place = span.place
-        own = context_of(place)
-        (failures or self._processors).on_end(
-            ReadableSpan(
-                span.name,
-                own,
-                context_of(Place(place.trace_id, span.parent, True), remote=span.remote) if span.parent else None,
-                self._provider.resource,
-                span.attributes,
-                [sdk_trace.Event(name, attributes, at) for name, attributes, at in span.events],
-                links_of(span.links),
-                span.kind,
-                None,
-                _OK if span.error is None else Status(StatusCode.ERROR, span.error),
-                span.start_ns,
-                span.end_ns,
-                self._scope,
-            )
-        )
+        for span in make():
+            self.emit(span)
+
+    def _finished(self, span: SpanData) -> FinishedSpan:
+        return FinishedSpan(span, self)
 
     def _may_skip_start(self) -> bool:
         """Whether every processor of the provider only cares for ended spans, so that a finished one will do."""
@@ -139,7 +179,10 @@ class SdkOutlet:
             self._seen = processors
         return self._end_only
 
-    def start(self, span: SpanData, /) -> Span:
+    def start(self, make: Callable[[], SpanData], /) -> Span:
+        return LightSpan(make) if self._may_skip_start() else self._start(make())
+
+    def _start(self, span: SpanData) -> LiveSpan:
         place = span.place
         parent = context_of(Place(place.trace_id, span.parent, True), remote=span.remote) if span.parent else None
         running = LiveSpan(
@@ -148,14 +191,14 @@ class SdkOutlet:
             parent,
             self._sampler,
             None,
-            self._provider.resource,
+            self.resource,
             span.attributes,
             None,
             links_of(span.links),
             span.kind,
             self._router,
             limits=self._limits,
-            instrumentation_scope=self._scope,
+            instrumentation_scope=self.scope,
         )
         running.start(span.start_ns, trace.set_span_in_context(NonRecordingSpan(parent)) if parent else None)
         return running

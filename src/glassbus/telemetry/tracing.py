@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from contextvars import Token
+from functools import partial
 from types import TracebackType
 from typing import assert_never
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import INVALID_SPAN, Span, SpanContext, TracerProvider, get_current_span, set_span_in_context
+from opentelemetry.trace import Span, SpanContext, TracerProvider, get_current_span, set_span_in_context
 
 from glassbus.facts import (
     AttemptAbandoned,
@@ -58,11 +59,14 @@ from glassbus.facts import (
 )
 from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE
-from glassbus.telemetry.failures import failure_of
+from glassbus.telemetry.attempts import AttemptSpans
+from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import FloodBudget
+from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import (
     NOWHERE,
     Outlet,
+    SpanData,
     context_of,
     global_provider,
     outlet_for,
@@ -71,16 +75,19 @@ from glassbus.telemetry.outlet import (
 from glassbus.telemetry.propagation import (
     TRACEPARENT,
     TRACESTATE,
+    Hint,
     Lineage,
     Place,
     new_span_id,
     parse,
     random_bits,
     replay_place,
+    slim,
     trace_id_of,
     write,
 )
 from glassbus.telemetry.spans import SpanWriter, ns
+from glassbus.telemetry.surroundings import Surroundings
 
 #: Publishes under way, live attempts without an answer: at most so many are remembered.
 _PENDING_MAX = 4096
@@ -89,13 +96,14 @@ _PENDING_MAX = 4096
 class _Live:
     """A span that is current while its handler runs. It ends when the outcome is known."""
 
-    __slots__ = ("_token", "_tracing", "delivery", "span", "start_ns")
+    __slots__ = ("_token", "_tracing", "delivery", "hint", "span", "start_ns")
 
-    def __init__(self, tracing: Tracing, delivery: Delivery, span: Span, start_ns: int) -> None:
+    def __init__(self, tracing: Tracing, delivery: Delivery, hint: Hint, start_ns: int) -> None:
         self._tracing = tracing
         self.delivery = delivery
-        self.span = span
+        self.hint = hint
         self.start_ns = start_ns
+        self.span = tracing.start(self)
         self._token: Token[Context] | None = None
 
     def __enter__(self) -> None:
@@ -107,10 +115,6 @@ class _Live:
         if self._token is not None:
             otel_context.detach(self._token)
         self._tracing.left(self, error)
-
-    def end(self, at: float) -> None:
-        """End it without an error."""
-        self.span.end(max(self.start_ns, ns(at)))
 
 
 class Tracing:
@@ -145,9 +149,10 @@ class Tracing:
         self._resolve(provider)
         self._publishing: dict[int, int] = {}
         self._live: dict[Delivery, _Live] = {}
+        self._slimmed: tuple[Delivery, Delivery] | None = None
+        self._attempts = AttemptSpans(writer, lineage)
         self._muted: Delivery | None = None
-        self._opened: dict[str, Place] = {}
-        self._down: Place | None = None
+        self._around_it = Surroundings(writer, lineage, connection=connection, emit=self._emit, admit=self._admit)
 
     def _resolve(self, provider: TracerProvider | None) -> Outlet:
         self._provider = provider
@@ -169,17 +174,16 @@ class Tracing:
 
         An unsampled message outside any trace gets no header; its trace follows from its id.
         """
-        outlet = self.outlet
-        span = get_current_span()
-        if span is not INVALID_SPAN:
-            context = span.get_span_context()
+        outlet = self._outlet if self._explicit else self.outlet
+        if otel_context.get_current():
+            context = get_current_span().get_span_context()
             if context.is_valid:
                 self._continue(headers, outlet, place_of(context), context)
                 return
         delivery = current_delivery.get()
         if delivery is not None and (outlet.recording or TRACEPARENT in delivery.envelope.headers):
             # An attempt without a live span: what it publishes stays in its trace, unsampled like it.
-            write(headers, self.lineage.trail(delivery).own._replace(sampled=False))
+            write(headers, self.lineage.trail(delivery).own, False)
             return
         if headers and TRACEPARENT in headers:
             given = parse(headers)
@@ -202,12 +206,12 @@ class Tracing:
 
     def _continue(self, headers: dict[str, str], outlet: Outlet, parent: Place, context: SpanContext) -> None:
         if not outlet.samples(parent.trace_id, context):
-            write(headers, parent._replace(sampled=False))
+            write(headers, parent, False)
         elif not outlet.recording:
-            write(headers, parent)
+            write(headers, parent, True)
         else:
             own = Place(parent.trace_id, new_span_id(), True, parent.state)
-            write(headers, own)
+            write(headers, own, True)
             self._publishing[own.span_id] = parent.span_id
             if len(self._publishing) > _PENDING_MAX:
                 self._publishing.pop(next(iter(self._publishing)), None)
@@ -221,36 +225,54 @@ class Tracing:
         outlet = self.outlet
         if not outlet.recording:
             return NO_SCOPE
-        trail = self.lineage.trail(work)
-        if work.attempt == 1 and not work.replays and not trail.origin.sampled:
+        if work.attempt == 1 and not work.replays and not self.lineage.origin(work).sampled:
             return NO_SCOPE
-        start_ns = ns(work.started_at or self._wall())
-        data = self.writer.process(work, trail, self.lineage.previous(work), start_ns, 0)
-        live = _Live(self, work, outlet.start(data), start_ns)
+        live = _Live(self, work, self.lineage.hint(work), ns(work.started_at or self._wall()))
         self._live[work] = live
         if len(self._live) > _PENDING_MAX:
             self._live.pop(next(iter(self._live)), None)
         return live
 
+    def start(self, live: _Live) -> Span:
+        return self._outlet.start(lambda: self._attempts.process(live.delivery, live.hint, live.start_ns, 0)[0])
+
     def left(self, live: _Live, error: BaseException | None) -> None:
         """The handler of a live attempt has ended. When it failed, the fact will say how."""
         if error is None and self._live.pop(live.delivery, None) is not None:
-            live.end(self._wall())
+            self._end(live, self._wall())
+
+    def _end(self, live: _Live, at: float) -> None:
+        """End a live attempt that has not failed."""
+        end_ns = max(live.start_ns, ns(at))
+        live.span.end(end_ns)
+        if isinstance(live.span, LightSpan):
+            delivery = self._slim(live.delivery)
+            make = partial(self._attempts.process, delivery, live.hint, live.start_ns, end_ns, live.span)
+            if delivery.attempt > 1 or delivery.replays:
+                self._outlet.tell(make, 1)
+            else:
+                self._outlet.emit(make()[0])
+
+    def _slim(self, delivery: Delivery) -> Delivery:
+        """`delivery` without its payload, made once for the run of facts about one attempt."""
+        last = self._slimmed
+        if last is None or last[0] is not delivery:
+            last = self._slimmed = (delivery, slim(delivery))
+        return last[1]
 
     # Facts
 
-    def show(self, fact: Fact) -> None:
-        """Make the spans that `fact` calls for."""
-        outlet = self.outlet
-        if not outlet.recording:
+    def show(self, fact: Fact, failure: Failure | None) -> None:
+        """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
+        if not self.outlet.recording:
             return
         match fact:
             case AttemptFailed():
-                self._attempt_failed(fact)
+                self._attempt_failed(fact, _known(failure))
             case RetryScheduled():
                 self._retry_scheduled(fact)
             case DeliveryDeadLettered():
-                self._dead_lettered(fact)
+                self._dead_lettered(fact, failure)
             case RecoveryEnded():
                 # The attempt that it led to is a span; nothing more to show.
                 if fact.outcome == "succeeded":
@@ -262,13 +284,14 @@ class Tracing:
             case DuplicateRecognised():
                 self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "duplicate")
             case PublishLeftUncertain():
-                self._publish_failed(fact, fact.envelope, "uncertain")
+                self._publish_failed(fact, _known(failure), fact.envelope, "uncertain")
             case PublishRefused():
-                self._publish_failed(fact, Envelope(fact.message_id, fact.topic, b"", "", {}), "rejected")
+                given = Envelope(fact.message_id, fact.topic, b"", "", {})
+                self._publish_failed(fact, _known(failure), given, "rejected")
             case DeliveryGivenBack():
                 self._given_back(fact)
             case SettlementRefused():
-                self._settlement_refused(fact)
+                self._settlement_refused(fact, _known(failure))
             case DeliveryExpired():
                 self._settled(fact.delivery, fact.at, "expire", "expired")
             case DeliveryDiscarded():
@@ -278,21 +301,21 @@ class Tracing:
             case DeadLetterReplayed():
                 self._replayed(fact)
             case BreakerStateChanged():
-                self._breaker_moved(fact)
+                self._around_it.breaker_moved(fact)
             case AttemptOverdue():
                 live = self._live.get(fact.delivery)
                 if live is not None:
                     live.span.add_event("overdue", {"glassbus.timeout_s": fact.timeout_s}, ns(fact.at))
             case TransportFailed():
-                self._transport_failed(fact)
+                self._around_it.transport_failed(fact, _known(failure))
             case TransportRecovered():
-                self._transport_recovered(fact)
+                self._around_it.transport_recovered(fact)
             case OverflowHandled():
-                self._overflowed(fact)
+                self._around_it.overflowed(fact, self._around())
             case BusStopped():
-                self._stopped(fact)
+                self._around_it.stopped(fact)
             case OwnerLost() | LedgerUnbalanced() | ObserverFailed():
-                self._bare_error(fact)
+                self._around_it.bare_error(fact, _known(failure))
             case (
                 AttemptAbandoned()
                 | BackpressureApplied()
@@ -308,6 +331,9 @@ class Tracing:
                 pass  # no span of their own: `catalogue.PROJECTIONS` says why
             case _:
                 assert_never(fact)
+
+    def _emit(self, span: SpanData) -> None:
+        self._outlet.emit(span)
 
     def _admit(self, site: str, spans: int) -> int:
         """As `FloodBudget.admit`; what is only counted is `spans` spans."""
@@ -326,11 +352,9 @@ class Tracing:
             return self.lineage.trail(delivery).own
         return Place(random_bits(128) or 1, 0, True)
 
-    def shown(self, delivery: Delivery) -> Place | None:
-        """The span of the attempt of `delivery` whose failure was the last fact shown; None when it has none."""
-        if not self._outlet.recording or delivery is self._muted:
-            return None
-        return self.lineage.trail(delivery).own
+    def shown(self, delivery: Delivery) -> Delivery | None:
+        """`delivery`, to be kept, when its failure was the last fact shown and has a span; else None."""
+        return self._slim(delivery) if self._outlet.recording and delivery is not self._muted else None
 
     # Publishing
 
@@ -341,9 +365,9 @@ class Tracing:
         parent = self._publishing.pop(place.span_id, 0)
         self._outlet.emit(self.writer.publish(envelope, destination, place, parent, at, duration_s, outcome))
 
-    def _publish_failed(self, fact: PublishLeftUncertain | PublishRefused, envelope: Envelope, outcome: str) -> None:
-        failure = failure_of(fact)
-        assert failure is not None
+    def _publish_failed(
+        self, fact: PublishLeftUncertain | PublishRefused, failure: Failure, envelope: Envelope, outcome: str
+    ) -> None:
         skipped = self._admit(failure.site, 2)
         if skipped < 0:
             return
@@ -362,82 +386,67 @@ class Tracing:
 
     # Attempts
 
-    def _attempt_failed(self, fact: AttemptFailed) -> None:
+    def _attempt_failed(self, fact: AttemptFailed, failure: Failure) -> None:
         delivery, outlet = fact.delivery, self._outlet
-        failure = failure_of(fact)
-        assert failure is not None
         live = self._live.pop(delivery, None)
-        previous = self.lineage.previous(delivery)
+        hint = self.lineage.hint(delivery)
         self.lineage.failed(delivery)
         skipped = self._admit(failure.site, 2)
         self._muted = delivery if skipped < 0 else None
         if skipped < 0:
             return
-        trail = self.lineage.trail(delivery)
         start_ns, end_ns = _times(delivery, fact.at, fact.duration_s)
-        if live is not None:
-            start_ns = live.start_ns
-        span = self.writer.process(delivery, trail, previous, start_ns, max(start_ns, end_ns), failure)
-        if live is not None:
-            outlet.end(live.span, span)
+        kept = self._slim(delivery)
+        running = live.span if live is not None else None
+        if running is None or isinstance(running, LightSpan):
+            make = partial(self._attempts.failed, kept, hint, start_ns, end_ns, failure, skipped, running)
+            outlet.tell(make, 2)
         else:
-            outlet.emit(span)
-        outlet.emit(self.writer.error(failure, trail.own, trail.own.span_id, span.end_ns, skipped))
+            span, error = self._attempts.failed(kept, hint, start_ns, end_ns, failure, skipped, None)
+            outlet.end(running, span)
+            outlet.emit(error)
 
     def _retry_scheduled(self, fact: RetryScheduled) -> None:
         delivery = fact.delivery
         if delivery is self._muted:
             self.summarised += 1
             return
-        own = self.lineage.trail(delivery).own
-        self._outlet.emit(
-            self.writer.recover(
-                delivery,
-                own,
-                ns(fact.at - fact.handling_s),
-                ns(fact.at),
-                fact.action,
-                "scheduled",
-                **{
-                    "glassbus.recovery.delay_s": fact.delay_s,
-                    "glassbus.recovery.next_attempt": fact.next_attempt,
-                    "glassbus.recovery.postponed": fact.postponed,
-                },
-            )
+        make = partial(
+            self._attempts.retry,
+            self._slim(delivery),
+            fact.at,
+            fact.handling_s,
+            fact.action,
+            fact.delay_s,
+            fact.next_attempt,
+            fact.postponed,
         )
+        self._outlet.tell(make, 1)
 
-    def _dead_lettered(self, fact: DeliveryDeadLettered) -> None:
-        delivery, outlet = fact.delivery, self._outlet
-        at_ns = ns(fact.at)
-        failure = failure_of(fact)
-        if failure is None:
-            if delivery is self._muted:
-                self.summarised += 2
-                return
-            at = self.lineage.trail(delivery).own
-        else:
-            # The handler was not run now, and of the attempts whose owner died there are no spans.
+    def _dead_lettered(self, fact: DeliveryDeadLettered, failure: Failure | None) -> None:
+        delivery = fact.delivery
+        skipped = 0
+        if failure is not None:
             skipped = self._admit(failure.site, 3)
             if skipped < 0:
                 return
-            at = self.lineage.origin(delivery)
-            outlet.emit(self.writer.error(failure, at, at.span_id, at_ns, skipped))
-        start_ns = ns(fact.at - fact.handling_s)
-        outlet.emit(self.writer.recover(delivery, at, start_ns, at_ns, "dead_letter", "dead_lettered"))
-        outlet.emit(self.writer.settle(delivery, at, at_ns, "dead_letter", fact.reason))
+        elif delivery is self._muted:
+            self.summarised += 2
+            return
+        kept = self._slim(delivery)
+        make = partial(self._attempts.dead, kept, fact.at, fact.handling_s, fact.reason, failure, skipped)
+        self._outlet.tell(make, 3 if failure is not None else 2)
 
     def _given_back(self, fact: DeliveryGivenBack) -> None:
         live = self._live.pop(fact.delivery, None)
         if live is not None:
             live.span.set_attribute("glassbus.given_back", fact.reason)
-            live.end(fact.at)
+            self._end(live, fact.at)
 
-    def _settlement_refused(self, fact: SettlementRefused) -> None:
-        failure = failure_of(fact)
-        assert failure is not None
+    def _settlement_refused(self, fact: SettlementRefused, failure: Failure) -> None:
         live = self._live.pop(fact.delivery, None)
         if live is not None:
-            live.end(fact.at)
+            self._end(live, fact.at)
         skipped = self._admit(failure.site, 2)
         if skipped >= 0:
             own = self.lineage.trail(fact.delivery).own
@@ -447,7 +456,7 @@ class Tracing:
 
     def _settled(self, delivery: Delivery, at: float, operation: str, reason: str) -> None:
         if self._admit(f"{operation}:{delivery.subscription}", 1) >= 0:
-            under = self.lineage.previous(delivery) or self.lineage.origin(delivery)
+            under = self.lineage.previous(delivery, self.lineage.hint(delivery)) or self.lineage.origin(delivery)
             self._outlet.emit(self.writer.settle(delivery, under, ns(at), operation, reason))
 
     # Dead letters
@@ -471,66 +480,10 @@ class Tracing:
             failed = self._last_failure(fact, fact.delivery.replays)
             self._outlet.emit(self.writer.settle(fact.delivery, failed, ns(fact.at), "discard", "dead_letter"))
 
-    # The bus itself
 
-    def _breaker_moved(self, fact: BreakerStateChanged) -> None:
-        if self._admit(f"breaker:{fact.breaker}", 1) < 0:
-            return
-        causes = [self.lineage.trail(cause).own for cause in fact.causes]
-        at = causes.pop() if causes else Place(random_bits(128) or 1, 0, True)
-        opening = None if causes else self._opened.get(fact.breaker)
-        move = (fact.from_state, fact.to_state)
-        span = self.writer.breaker(fact.breaker, fact.kind, move, fact.reason, at, ns(fact.at), causes, opening)
-        if fact.to_state in ("open", "forced_open"):
-            self._opened[fact.breaker] = span.place
-        self._outlet.emit(span)
-
-    def _transport_failed(self, fact: TransportFailed) -> None:
-        failure = failure_of(fact)
-        assert failure is not None
-        at_ns = ns(fact.at)
-        if self._down is None:
-            root = Place(random_bits(128) or 1, 0, True)
-            change = {"glassbus.connection.state": "down", "glassbus.operation": fact.operation}
-            span = self.writer.happening(
-                f"connection {self._connection}", root, at_ns, at_ns, change, self.writer.text(fact.error)
-            )
-            self._down = span.place
-            self._outlet.emit(span)
-        skipped = self._admit(failure.site, 1)
-        if skipped >= 0:
-            self._outlet.emit(self.writer.error(failure, self._down, self._down.span_id, at_ns, skipped))
-
-    def _transport_recovered(self, fact: TransportRecovered) -> None:
-        at = self._down or Place(random_bits(128) or 1, 0, True)
-        self._down = None
-        change = {"glassbus.connection.state": "up", "glassbus.connection.down_s": fact.after_s}
-        self._outlet.emit(
-            self.writer.happening(f"connection {self._connection}", at, ns(fact.at - fact.after_s), ns(fact.at), change)
-        )
-
-    def _overflowed(self, fact: OverflowHandled) -> None:
-        if self._admit(f"overflow:{fact.subscription}", 1) >= 0:
-            change = {"glassbus.subscription": fact.subscription, "glassbus.overflow.action": fact.action}
-            name, at_ns = f"overflow {fact.subscription}", ns(fact.at)
-            self._outlet.emit(self.writer.happening(name, self._around(), at_ns, at_ns, change))
-
-    def _stopped(self, fact: BusStopped) -> None:
-        change = {
-            "glassbus.given_back": fact.given_back,
-            "glassbus.discarded": fact.discarded,
-            "glassbus.within_deadline": fact.within_deadline,
-        }
-        root = Place(random_bits(128) or 1, 0, True)
-        self._outlet.emit(self.writer.happening("shutdown", root, ns(fact.at), ns(fact.at), change))
-
-    def _bare_error(self, fact: OwnerLost | LedgerUnbalanced | ObserverFailed) -> None:
-        failure = failure_of(fact)
-        assert failure is not None
-        skipped = self._admit(failure.site, 1)
-        if skipped >= 0:
-            at = Place(random_bits(128) or 1, 0, True)
-            self._outlet.emit(self.writer.error(failure, at, 0, ns(fact.at), skipped))
+def _known(failure: Failure | None) -> Failure:
+    assert failure is not None, "failure_of knows every fact that is an error"
+    return failure
 
 
 def _times(delivery: Delivery, at: float, duration_s: float) -> tuple[int, int]:
