@@ -76,6 +76,8 @@ def redact(text: str) -> str:
 
 def addresses(url: str | Iterable[str]) -> list[Address]:
     """The failover set that `url` names: one URL, several joined by commas, or a list."""
+    if not isinstance(url, str | list | tuple):
+        raise ConfigurationError(f"a transport URL is a str, or a list of them, not {type(url).__name__}")
     # A comma joins URLs only before a scheme: passwords and file names have commas too.
     urls = re.split(r",\s*(?=[A-Za-z][A-Za-z0-9+.\-]*://)", url.strip()) if isinstance(url, str) else list(url)
     if not urls or urls == [""]:

@@ -23,6 +23,11 @@ def make_transport(
             f"{address} names a host; write sqlite:///relative/path.db or sqlite:////absolute/path.db (three or four "
             "slashes), or memory://"
         )
+    known = {"durability"} if address.scheme == "sqlite" else set()
+    unknown = sorted(set(address.options) - known)
+    if unknown:
+        hint = "'durability' (disk or process)" if known else "none"
+        raise ConfigurationError(f"unknown option {unknown[0]!r} in the URL of {address}; it takes {hint}")
     if address.scheme == "memory":
         if address.path.strip("/"):
             raise ConfigurationError(
@@ -35,6 +40,7 @@ def make_transport(
     path = address.path[1:]
     if not path or path.endswith("/"):
         raise ConfigurationError(f"{address} names no file; write sqlite:///path/to/file.db")
-    if durability not in ("disk", "process"):
-        raise ConfigurationError(f"durability must be 'disk' or 'process', not {durability!r}")
-    return SqliteTransport(path, clock=clock, durability=durability)
+    wanted = address.options.get("durability", durability)
+    if wanted not in ("disk", "process"):
+        raise ConfigurationError(f"durability must be 'disk' or 'process', not {wanted!r}")
+    return SqliteTransport(path, clock=clock, durability="disk" if wanted == "disk" else "process")
