@@ -63,6 +63,7 @@ class Hub:
         self._scoping: tuple[Observer, ...] = ()
         self.shows_happy = False
         self.scopes = False
+        self._only_scope: Callable[[Work], AbstractContextManager[None]] | None = None
         #: Raised calls for each observer, by its name.
         self.failures: dict[str, int] = {}
         for observer in observers:
@@ -87,6 +88,7 @@ class Hub:
         self._scoping = tuple(o for o in observers if _has_scope(o))
         # Asked for each message, so kept ready: does anyone wrap handlers, or want the facts of the happy path?
         self.scopes = bool(self._scoping)
+        self._only_scope = self._scoping[0].scope if len(self._scoping) == 1 else None
         self.shows_happy = self.wants(MessagePublished) or self.wants(DeliveryHandled)
 
     def wants(self, kind: FactType) -> bool:
@@ -100,6 +102,14 @@ class Hub:
 
     def scope(self, work: Work) -> AbstractContextManager[None]:
         """One context manager around the handler for all observers. Never raises, never swallows."""
+        if self._only_scope is not None:  # one observer wraps handlers: the usual case, asked for each message
+            observer = self._scoping[0]
+            try:
+                manager = self._only_scope(work)
+            except BaseException as error:
+                self.failed(observer, "scope", error)
+                return NO_SCOPE
+            return NO_SCOPE if manager is NO_SCOPE else _Guarded(self, [(observer, manager)])
         entered: list[tuple[Observer, AbstractContextManager[None]]] = []
         for observer in self._scoping:
             try:

@@ -99,7 +99,9 @@ class Publisher:
         if message_id is None and key is None and expires_in is None and not delay and priority is _NORMAL:
             if self._propagators:
                 self._inject(carried)
-            return Envelope(self._next_id(), topic, body, codec.name, carried, 1, None, self._wall())
+            self._id_next = low = (self._id_next + _ID_STEP) & _ID_MASK
+            fresh = self._id_prefix + hex(low + _ID_TOP)[2:]  # noqa: FURB116 - half the time of a format
+            return Envelope(fresh, topic, body, codec.name, carried, 1, None, self._wall())
         remember = message_id is not None
         if message_id is None:
             message_id = self._next_id()

@@ -297,9 +297,24 @@ class MemoryTransport:
         return outcome
 
     async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
-        if len(batch) == 1 and (outcome := self.publish_now(batch[0])) is not None:
-            return [outcome]
-        return await self._publish_slowly(batch, wait_s)
+        return self._publish_plain(batch) or await self._publish_slowly(batch, wait_s)
+
+    def _publish_plain(self, batch: Sequence[Envelope]) -> list[Stored] | None:
+        """Store a batch with nothing special about it that surely fits; None, and nothing done, for any other."""
+        size = len(batch)
+        routes = [self._routes.get(envelope.topic) or self._route(envelope.topic) for envelope in batch]
+        for envelope, (queues, _, _) in zip(batch, routes, strict=True):
+            if envelope.remember or envelope.due_at or envelope.expires_at:
+                return None
+            for queue in queues:
+                if queue.pending + size > queue.capacity:
+                    return None
+        for envelope, (queues, label, _) in zip(batch, routes, strict=True):
+            for queue in queues:
+                queue.accepted += 1
+                queue.pending += 1
+                queue.put(Delivery(envelope, queue.name, label, 0, next(self._sequence)))
+        return [outcome for _, _, outcome in routes]
 
     def _route(self, topic: str) -> _Route:
         if not self._open:
