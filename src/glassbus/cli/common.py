@@ -136,8 +136,8 @@ _STYLES = {"good": "32", "warn": "33", "bad": "31;1", "dim": "2", "bold": "1"}
 
 
 def paint(text: str, style: str) -> str:
-    """`text` in colour where stdout is a terminal that wants it (NO_COLOR: https://no-color.org)."""
-    if not colours():
+    """`text` in a style, if it is one, where stdout is a terminal that wants it (NO_COLOR: https://no-color.org)."""
+    if style not in _STYLES or not colours():
         return text
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m"
 

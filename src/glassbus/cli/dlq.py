@@ -135,12 +135,9 @@ def _whole_text(letter: DeadLetter) -> str:
         ("message", f"{message.id} on {message.topic}, published {moment(message.published_at)}"),
         ("priority", message.priority.name.lower() + (f", key {printable(message.key)}" if message.key else "")),
         ("subscription", letter.subscription),
-        (
-            "died",
-            f"{moment(letter.died_at)}, {letter.reason.replace('_', ' ')} after {count(letter.attempts, 'attempt')}",
-        ),
+        ("died", f"{moment(letter.died_at)}, after {count(letter.attempts, 'attempt')}: {_reason(letter.reason)}"),
         ("first failed", moment(letter.first_failed_at)),
-        ("replayed", f"{count(letter.replays, 'time')} before"),
+        ("replayed", count(letter.replays, "time")),
         ("error", printable(f"{report.exception_type}: {report.message}")),
         ("category", f"{report.category.value}, severity {report.severity.value}, fingerprint {report.fingerprint}"),
     ]
@@ -150,6 +147,10 @@ def _whole_text(letter: DeadLetter) -> str:
         lines += [paint("stack trace", "bold"), printable_lines(report.stack_trace)]
     lines += [paint("payload", "bold"), _payload_text(message.payload)]
     return "\n".join(lines)
+
+
+def _reason(reason: str) -> str:
+    return reason.replace("_", " ")
 
 
 def _payload_text(payload: Any) -> str:

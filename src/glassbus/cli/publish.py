@@ -100,7 +100,7 @@ class Counts(msgspec.Struct):
     def __str__(self) -> str:
         return (
             f"{self.accepted:,} accepted, {self.unrouted:,} unrouted, "
-            f"{self.duplicates:,} duplicates, {self.rejected:,} rejected"
+            f"{count(self.duplicates, 'duplicate')}, {self.rejected:,} rejected"
         )
 
 

@@ -124,7 +124,7 @@ def judge(ledger: Ledger, queues: dict[str, QueueState]) -> tuple[str, list[str]
         if queue.hold.held:
             reasons.append(f"{name} is {_hold(queue)} and keeps {count(account.pending, 'message')}")
         elif account.pending and not queue.consumers:
-            reasons.append(f"nobody consumes {name}, where {count(account.pending, 'message')} wait")
+            reasons.append(f"nobody consumes {name}: {count(account.pending, 'message')} waiting")
     return ("degraded" if reasons else "healthy"), reasons
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Protocol
@@ -86,10 +89,15 @@ async def close_account(ran: Ran) -> Closing:
 
 def print_account(closing: Closing) -> None:
     """The account on stdout."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     for heading, text, style in _lines(closing):
-        print(f"{paint(f'{heading:<10}', 'bold')} {paint(text, style) if style else text}".rstrip())
+        lines = [text] if style == "copy" else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False) or [""]
+        for number, line in enumerate(lines):
+            name = paint(f"{'' if number else heading:<10}", "bold")
+            print(f"{name} {paint(line, style)}".rstrip())
 
 
+#: (heading, text, style); what is in the style "copy" is not wrapped, so that it can be copied.
 Told = tuple[str, str, str]
 
 
@@ -98,9 +106,11 @@ def _lines(c: Closing) -> list[Told]:
     watch = c.watch
     told: list[Told] = [("", "", ""), ("ended", f"by {c.why_ended} after {duration(c.elapsed_s)}", "")]
     told += _input(c)
-    told.append(
-        ("accepted", f"{count(run.accepted, 'delivery', 'deliveries')} of messages that some subscription wants", "")
-    )
+    told.append(("accepted", count(run.accepted, "delivery", "deliveries"), ""))
+    left_before = c.before.total.pending + c.before.total.in_flight
+    if left_before:
+        given_again = f", {watch.redelivered:,} of them of a process that died" if watch.redelivered else ""
+        told.append(("", f"{count(left_before, 'delivery', 'deliveries')} of an earlier run taken up{given_again}", ""))
     settled = run.handled + run.dead_lettered + run.expired
     share = f" ({run.handled / settled:.2%} of those settled)" if settled > 0 else ""
     told.append(("handled", f"{run.handled:,}{share}", ""))
@@ -108,8 +118,6 @@ def _lines(c: Closing) -> list[Told]:
     told.append(("failed", f"{count(watch.failed, 'attempt')}, {watch.timeouts:,} by timeout; {retries}", ""))
     slowest = f", the slowest {duration(watch.slowest_recovery_s)} after its first failure" if watch.recovered else ""
     told.append(("recovered", f"{count(watch.recovered, 'delivery', 'deliveries')}{slowest}", ""))
-    if watch.redelivered:
-        told.append(("redeliver.", f"{count(watch.redelivered, 'delivery', 'deliveries')} of processes that died", ""))
     told += _dead(run, watch)
     told += _breakers(watch.openings)
     left = c.ledger.total.pending + c.ledger.total.in_flight
@@ -126,7 +134,7 @@ def _input(c: Closing) -> list[Told]:
     feed = c.feed.feed
     rounds = f", read {feed.rounds + 1} times over" if feed.rounds else ""
     source = f"{count(c.feed.records, 'record')} from {printable(feed.name, 200)}{rounds}, in {duration(c.intake_s)}"
-    told = [("input", f"{source}; {c.feed.added:,} more of the demo's own (broken orders, feedback)", "")]
+    told = [("input", f"{source}; {c.feed.added:,} odd ones added", "")]
     if feed.bad or c.unusable:
         bad = feed.bad + c.unusable
         first = printable(feed.first_bad or c.first_unusable, 200)
@@ -181,14 +189,13 @@ def _proof(c: Closing) -> list[Told]:
 
 
 def _where(c: Closing) -> list[Told]:
-    told: list[Told] = [("log", str(c.log), "")]
+    told: list[Told] = [("log", str(c.log), "copy")]
     if c.traces:
         told.append(("traces", f"sent to {c.traces}", ""))
     if c.durable:
-        told.append(("store", c.url, ""))
-        told.append(("next", f"glassbus dlq list --url {c.url}", ""))
-        told.append(("", f"glassbus audit --url {c.url}", ""))
-        told.append(("", f"glassbus demo --url {c.url}", ""))
+        told.append(("store", c.url, "copy"))
+        commands = [f"glassbus {command} --url {c.url}" for command in ("dlq list", "audit", "demo")]
+        told += [("next" if not number else "", command, "copy") for number, command in enumerate(commands)]
     return told
 
 

@@ -92,6 +92,8 @@ class _Run:
         self.feed = Spiced(feed, f"demo-{secrets.token_hex(6)}")
         self.demo = Demo(bus, self.watch, self.feed, self.url)
         self.demo.is_down = lambda: self.world.payments.down
+        if not options.source:
+            self._listen_to({"github.>"})
         subscribe_service(bus, self.world)
         server, note = serve_somewhere(bus, options.serve)
         self.demo.metrics_url = f"{server.url}/metrics"
@@ -112,8 +114,6 @@ class _Run:
         for name, queue in self.bus.queues().items():
             if name.startswith("intake"):
                 self._listen_to({queue.spec.pattern})
-        if not self.options.source:
-            self._listen_to({"github.>"})
         left = before.total.pending + before.total.in_flight
         if left:
             text = f"an earlier run left {count(left, 'delivery', 'deliveries')}: they go on now"

@@ -40,6 +40,13 @@ class Order(msgspec.Struct):
 def subscribe_service(bus: MessageBus, world: World) -> None:
     """Bind the shop's handlers to `bus`. Where its orders come from is bound by `subscribe_intake`."""
 
+    # Behind a bad network, a quick retry nearly always helps. A handler may ask for the payload alone.
+    @bus.subscribe("orders.created", name="warehouse", concurrency=8, timeout=2.0, retry=Retry(max_attempts=6))
+    async def reserve(order: Order) -> None:
+        shelves = STOCK // order.quantity  # an order of nothing is a bug that no retry mends
+        if shelves:
+            await world.warehouse.reserve(order.item, order.quantity)
+
     # The provider goes down now and then. When half of the recent orders fail, the kill switch opens:
     # orders wait instead of using up their attempts, and a probe every two seconds sees when it is back.
     @bus.subscribe(
@@ -55,13 +62,6 @@ def subscribe_service(bus: MessageBus, world: World) -> None:
         order_id = order.order_id or message.id
         await world.payments.charge(order.cents, idempotency_key=order_id)
         await bus.publish("orders.paid", order, message_id=f"paid-{order_id}", priority=message.priority)
-
-    # Behind a bad network, a quick retry nearly always helps. A handler may ask for the payload alone.
-    @bus.subscribe("orders.created", name="warehouse", concurrency=8, timeout=2.0, retry=Retry(max_attempts=6))
-    async def reserve(order: Order) -> None:
-        shelves = STOCK // order.quantity  # an order of nothing is a bug that no retry mends
-        if shelves:
-            await world.warehouse.reserve(order.item, order.quantity)
 
     # Slow, so it has many slots; too slow, and the attempt is cancelled and made again.
     @bus.subscribe("orders.paid", name="receipt", concurrency=16, timeout=0.5, retry=Retry(max_attempts=6))

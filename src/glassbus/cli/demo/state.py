@@ -73,6 +73,7 @@ class Demo:
         since, then = self._samples[0]
         over_s = max(now - since, 1e-3)
         states = {worker.name: worker for worker in self.bus.subscribers()}
+        ours = {name: place for place, name in enumerate(states)}
         rows = tuple(
             Row(
                 name=name,
@@ -82,7 +83,10 @@ class Demo:
                 state=states[name].state if name in states else "not run here",
                 breaker=states[name].gate.state if name in states else "",
             )
-            for name, account in sorted(ledger.accounts.items())
+            # Ours first, in the order of the service: it is the way of a message.
+            for name, account in sorted(
+                ledger.accounts.items(), key=lambda item: (ours.get(item[0], len(ours)), item[0])
+            )
         )
         return View(
             elapsed_s=now - self.started,

@@ -157,7 +157,7 @@ class Watch(Observer):
         subscription = fact.delivery.subscription
         self.retries[subscription] += 1
         when = f"in {duration(fact.delay_s)}" if fact.delay_s else "at once"
-        text = f"{subscription}: {said(fact.report, 90)}; attempt {fact.next_attempt} {when}"
+        text = f"{subscription}: attempt {fact.next_attempt} {when} after {said(fact.report, 160)}"
         self.tell(fact.at, "warn", text, f"retry {subscription} {fact.report.fingerprint}")
 
     def _recovery_ended(self, fact: f.RecoveryEnded) -> None:
