@@ -97,13 +97,13 @@ class Counts:
             case RetryScheduled():
                 pass  # counted when it ends (RecoveryEnded)
             case RecoveryEnded():
-                kind = (fact.category.value, fact.action)
+                kind = (fact.category._value_, fact.action)
                 labels = (*kind, fact.outcome, self._destination(fact.delivery))
                 self._add("recovery_attempts_total", labels)
                 self._observe("recovery_duration_seconds", kind, fact.duration_s)
             case DeliveryDeadLettered():
                 self._settled(fact.delivery, fact.at, "dead_lettered")
-                self._add("dead_letters_total", (fact.delivery.subscription, fact.report.category.value))
+                self._add("dead_letters_total", (fact.delivery.subscription, fact.report.category._value_))
             case DeliveryExpired():
                 self._settled(fact.delivery, fact.at, "expired")
             case DeliveryDiscarded():

@@ -44,11 +44,26 @@ def _by_reason() -> dict[str, errors.Classification]:
 
 
 _REFUSALS = _by_reason()
+_ERRORS = frozenset(
+    {
+        AttemptFailed,
+        DeliveryDeadLettered,
+        LedgerUnbalanced,
+        ObserverFailed,
+        OwnerLost,
+        PublishLeftUncertain,
+        PublishRefused,
+        SettlementRefused,
+        TransportFailed,
+    }
+)
 _UNKNOWN = (ErrorCategory.MESSAGE_PROCESSING_ERROR, ErrorSeverity.LOW)
 
 
 def failure_of(fact: Fact) -> Failure | None:
     """The error that `fact` is, or None: it tells of none, or of one that another fact has told."""
+    if type(fact) not in _ERRORS:  # nine looks for the most frequent facts of a failure otherwise
+        return None
     match fact:
         case AttemptFailed():
             return of_report(fact.report, fact.delivery.destination)

@@ -165,18 +165,21 @@ class SpanQueue(SpanProcessor):
                 else:
                     batch.append(entry)
         self._held = len(batch)
-        try:
-            taken = self._exporter.export(batch) is SpanExportResult.SUCCESS
-        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; it is counted below
-            taken = False
-            _log.warning("exporting %d spans of queue %r raised %s", len(batch), self.name, type(error).__name__)
-        self._held = 0
-        self._busy = False
+        taken = not batch or self._delivered(batch)
         if taken:
             self.exported += len(batch)
         else:
             self.export_failures += 1
             self.dropped["export_failed"] += len(batch)
+        self._held = 0
+        self._busy = False  # last: `flush` then looks at the counts
+
+    def _delivered(self, batch: list[ReadableSpan]) -> bool:
+        try:
+            return self._exporter.export(batch) is SpanExportResult.SUCCESS
+        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; the caller counts it
+            _log.warning("exporting %d spans of queue %r raised %s", len(batch), self.name, type(error).__name__)
+            return False
 
     def _opened(self, entry: Entry) -> list[ReadableSpan]:
         try:
