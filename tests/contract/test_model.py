@@ -56,7 +56,10 @@ async def play(desk: Desk, operations: list[tuple[Any, ...]]) -> None:
         assert await desk.handled(delivery)
     for name in NAMES:
         while desk.account(name).pending:
-            delivery = await desk.claim(name, within_s=1000)
+            try:
+                delivery = await desk.claim(name, within_s=1000)
+            except TimeoutError:
+                break  # what was left expired meanwhile; the ledger below says so
             assert await desk.handled(delivery)
     total = desk.transport.ledger().total
     assert total.pending == total.in_flight == 0
