@@ -1,15 +1,16 @@
-"""The spans of attempts and of what was decided about them, made from little, on any thread.
+"""The spans of publishes, of attempts and of what was decided about them, made from little, on any thread.
 
-Each method gets a `slim` delivery, so that a queue of failures holds no payload.
+Each method gets a `slim` delivery or envelope, so that a queue of spans holds no payload.
 """
 
 from __future__ import annotations
 
 from glassbus.facts import Delivery
+from glassbus.message import Envelope
 from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import SpanData
-from glassbus.telemetry.propagation import Hint, Lineage, Place
+from glassbus.telemetry.propagation import Hint, Lineage, Place, parse
 from glassbus.telemetry.spans import SpanWriter, ns
 
 
@@ -17,6 +18,15 @@ class AttemptSpans:
     def __init__(self, writer: SpanWriter, lineage: Lineage) -> None:
         self._writer = writer
         self._lineage = lineage
+
+    def published(
+        self, envelope: Envelope, destination: str, parent: int, at: float, duration_s: float, outcome: str
+    ) -> list[SpanData]:
+        """A publish that its header says is sampled; none where the header is malformed."""
+        place = parse(envelope.headers)
+        if place is None or not place.sampled:
+            return []
+        return [self._writer.publish(envelope, destination, place, parent, at, duration_s, outcome)]
 
     def process(
         self, delivery: Delivery, hint: Hint, start_ns: int, end_ns: int, running: LightSpan | None = None

@@ -49,13 +49,15 @@ from glassbus.facts import (
     TransportRecovered,
 )
 from glassbus.record.tally import Buckets
-from glassbus.telemetry.catalogue import BY_NAME
+from glassbus.telemetry.catalogue import BY_NAME, PROJECTIONS
 from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import LabelCap
 
 #: Label values in the order that the catalogue declares them, without `bus`.
 Labels = tuple[str, ...]
 
+
+_NOT_COUNTED = frozenset(kind for kind, projection in PROJECTIONS.items() if projection.no_metric)
 
 #: An attempt whose trace shows what a number counts, the value it had there, and when (wall seconds).
 Example = tuple[Delivery, float, float]
@@ -76,6 +78,8 @@ class Counts:
 
     def count(self, fact: Fact, failure: Failure | None, example: Delivery | None = None) -> None:
         """Add `fact`, which is the error `failure`, if any. `example`: an attempt whose trace shows it."""
+        if type(fact) in _NOT_COUNTED:
+            return
         with self._lock:
             if failure is not None:
                 self._error(failure, example, fact.at)

@@ -7,10 +7,13 @@ imported when the program's own provider is one of the SDK's.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.span import TraceState
 
@@ -93,8 +96,8 @@ class Outlet(Protocol):
     def emit(self, span: SpanData, /) -> None:
         """Export a span that has ended."""
 
-    def tell(self, make: Make, spans: int, /) -> None:
-        """Export `spans` spans of a failure that `make` makes: now, or soon on the exporter's thread."""
+    def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
+        """Export the `spans` spans that `make` makes: now, or soon on the exporter's thread. `kept`: of a failure."""
 
     def start(self, make: Callable[[], SpanData], /) -> Span:
         """A running span, for the handler's context. A `LightSpan` where `make` need not be called yet."""
@@ -117,7 +120,7 @@ class Nowhere:
     def emit(self, span: SpanData, /) -> None:
         """There is nobody to show it to."""
 
-    def tell(self, make: Make, spans: int, /) -> None:
+    def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
         """There is nobody to show it to."""
 
     def start(self, make: Callable[[], SpanData], /) -> Span:
@@ -144,7 +147,7 @@ class Foreign:
     def emit(self, span: SpanData, /) -> None:
         self.end(self._start(span), span)
 
-    def tell(self, make: Make, spans: int, /) -> None:
+    def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
         for span in make():
             self.emit(span)
 
@@ -191,13 +194,20 @@ def place_of(context: SpanContext) -> Place:
 NOWHERE: Outlet = Nowhere()
 
 
-def global_provider() -> trace.TracerProvider | None:
-    """What the program has set, or None so far. A look at a global: the public getter takes 0.7 us."""
-    try:
-        provider: trace.TracerProvider | None = trace._TRACER_PROVIDER
-    except AttributeError:
-        provider = trace.get_tracer_provider()
-    return provider
+def _global_provider() -> trace.TracerProvider | None:
+    return trace._TRACER_PROVIDER
+
+
+# Both are asked for each message. The public getters take 0.7 us and 0.05 us, a look at the private names
+# 0.04 us and 0.01 us; where a later API has others, the public ones serve.
+#: What the program has set, or None so far.
+global_provider: Callable[[], trace.TracerProvider | None] = (
+    _global_provider if hasattr(trace, "_TRACER_PROVIDER") else trace.get_tracer_provider
+)
+#: The context of this task or thread: empty where nothing is current.
+current_context: Callable[[], Context] = otel_context.get_current
+with contextlib.suppress(AttributeError):
+    current_context = otel_context._RUNTIME_CONTEXT._current_context.get  # type: ignore[attr-defined]
 
 
 def outlet_for(provider: trace.TracerProvider | None, failures: Callable[[], Any]) -> Outlet:

@@ -112,14 +112,18 @@ def _is_delayed(delivery: Delivery) -> bool:
     return delivery.recovering is not None and delivery.recovering[1] == "delayed_retry"
 
 
-def slim(delivery: Delivery) -> Delivery:
-    """What spans need of `delivery`, to be kept: without its payload, and without headers that are not ours."""
-    envelope = delivery.envelope
+def slim_envelope(envelope: Envelope) -> Envelope:
+    """`envelope` without its payload, and without headers that are not ours."""
     headers = envelope.headers
     if headers:
         headers = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
+    return Envelope(envelope.id, envelope.topic, b"", "", headers, 1, None, envelope.published_at)
+
+
+def slim(delivery: Delivery) -> Delivery:
+    """What spans need of `delivery`, to be kept: without its payload, and without headers that are not ours."""
     return Delivery(
-        Envelope(envelope.id, envelope.topic, b"", "", headers, published_at=envelope.published_at),
+        slim_envelope(delivery.envelope),
         delivery.subscription,
         delivery.destination,
         delivery.attempt,

@@ -133,6 +133,7 @@ class SdkOutlet:
         self.value_bytes_max = VALUE_BYTES_MAX if limit is None else min(VALUE_BYTES_MAX, limit)
         self._seen: Any = None
         self._end_only = False
+        self._sole: Any = None
 
     def bounded(self, attributes: dict[str, Any]) -> BoundedAttributes:
         """What code that is not ours may have added to, within the program's limits."""
@@ -160,10 +161,12 @@ class SdkOutlet:
         else:
             self.end(self._start(span), span)
 
-    def tell(self, make: Make, spans: int, /) -> None:
-        failures = self._failures()
-        if isinstance(failures, SpanQueue):
-            failures.put(Entry(make, self._finished, spans))
+    def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
+        queue = self._failures() if kept else None
+        if queue is None and self._may_skip_start():
+            queue = self._sole.queue if isinstance(self._sole, Switch) else self._sole
+        if isinstance(queue, SpanQueue):
+            queue.put(Entry(make, self._finished, spans))
             return
         for span in make():
             self.emit(span)
@@ -176,6 +179,7 @@ class SdkOutlet:
         processors = getattr(self._processors, "_span_processors", None)
         if processors is not self._seen:
             self._end_only = processors is not None and all(type(p) in _END_ONLY for p in processors)
+            self._sole = processors[0] if processors is not None and len(processors) == 1 else None
             self._seen = processors
         return self._end_only
 

@@ -68,6 +68,7 @@ from glassbus.telemetry.outlet import (
     Outlet,
     SpanData,
     context_of,
+    current_context,
     global_provider,
     outlet_for,
     place_of,
@@ -83,6 +84,7 @@ from glassbus.telemetry.propagation import (
     random_bits,
     replay_place,
     slim,
+    slim_envelope,
     trace_id_of,
     write,
 )
@@ -147,7 +149,8 @@ class Tracing:
         self._provider: TracerProvider | None = None
         self._outlet: Outlet = NOWHERE
         self._resolve(provider)
-        self._publishing: dict[int, int] = {}
+        # Parents of publishes under way, by the header that was written.
+        self._publishing: dict[str, int] = {}
         self._live: dict[Delivery, _Live] = {}
         self._slimmed: tuple[Delivery, Delivery] | None = None
         self._attempts = AttemptSpans(writer, lineage)
@@ -174,8 +177,8 @@ class Tracing:
 
         An unsampled message outside any trace gets no header; its trace follows from its id.
         """
-        outlet = self._outlet if self._explicit else self.outlet
-        if otel_context.get_current():
+        outlet = self._outlet if self._explicit or global_provider() is self._provider else self.outlet
+        if current_context():
             context = get_current_span().get_span_context()
             if context.is_valid:
                 self._continue(headers, outlet, place_of(context), context)
@@ -212,7 +215,7 @@ class Tracing:
         else:
             own = Place(parent.trace_id, new_span_id(), True, parent.state)
             write(headers, own, True)
-            self._publishing[own.span_id] = parent.span_id
+            self._publishing[headers[TRACEPARENT]] = parent.span_id
             if len(self._publishing) > _PENDING_MAX:
                 self._publishing.pop(next(iter(self._publishing)), None)
 
@@ -248,10 +251,7 @@ class Tracing:
         if isinstance(live.span, LightSpan):
             delivery = self._slim(live.delivery)
             make = partial(self._attempts.process, delivery, live.hint, live.start_ns, end_ns, live.span)
-            if delivery.attempt > 1 or delivery.replays:
-                self._outlet.tell(make, 1)
-            else:
-                self._outlet.emit(make()[0])
+            self._outlet.tell(make, 1, delivery.attempt > 1 or delivery.replays > 0)
 
     def _slim(self, delivery: Delivery) -> Delivery:
         """`delivery` without its payload, made once for the run of facts about one attempt."""
@@ -359,11 +359,12 @@ class Tracing:
     # Publishing
 
     def _published(self, envelope: Envelope, destination: str, at: float, duration_s: float, outcome: str) -> None:
-        place = parse(envelope.headers) if envelope.headers else None
-        if place is None or not place.sampled:
-            return
-        parent = self._publishing.pop(place.span_id, 0)
-        self._outlet.emit(self.writer.publish(envelope, destination, place, parent, at, duration_s, outcome))
+        header = envelope.headers.get(TRACEPARENT, "")
+        if not header.endswith("1"):
+            return  # for certain not sampled, like most
+        parent = self._publishing.pop(header, 0) if self._publishing else 0
+        make = partial(self._attempts.published, slim_envelope(envelope), destination, parent, at, duration_s, outcome)
+        self._outlet.tell(make, 1, False)
 
     def _publish_failed(
         self, fact: PublishLeftUncertain | PublishRefused, failure: Failure, envelope: Envelope, outcome: str
@@ -373,7 +374,7 @@ class Tracing:
             return
         headed = parse(envelope.headers) if envelope.headers else None
         if headed is not None and headed.sampled:
-            place, parent = headed, self._publishing.pop(headed.span_id, 0)
+            place, parent = headed, self._publishing.pop(envelope.headers[TRACEPARENT], 0)
         else:
             around = headed or self._around()
             trace_id = around.trace_id if around.span_id or not envelope.id else trace_id_of(envelope.id)
