@@ -24,51 +24,57 @@ class Verdict:
         return {True: "PASS", False: "MISS", None: "not measured"}[self.passed]
 
 
-def _ratio(group: str, row: str, floor: str = "") -> Callable[[Mapping[str, Result]], float | None]:
-    def read(results: Mapping[str, Result]) -> float | None:
-        return results[group].ratio(row, floor) if group in results else None
-
-    return read
+#: The values by round; empty when there are none.
+Read = Callable[[Mapping[str, Result]], list[float]]
 
 
-def _median(group: str, row: str, column: str = "") -> Callable[[Mapping[str, Result]], float | None]:
-    def read(results: Mapping[str, Result]) -> float | None:
+def _pairs(results: Mapping[str, Result], group: str, row: str, other: str) -> list[tuple[float, float]]:
+    """`row` and `other` (the floor when empty) in the same rounds."""
+    if group not in results:
+        return []
+    result = results[group]
+    mine, base = result.rows.get(row), result.rows.get(other or result.group.floor)
+    if mine is None or base is None or mine.failed or base.failed:
+        return []
+    return list(zip(mine.values(), base.values(), strict=False))
+
+
+def _ratio(group: str, row: str, floor: str = "") -> Read:
+    return lambda results: [a / b for a, b in _pairs(results, group, row, floor)]
+
+
+def _beyond(group: str, row: str, base: str) -> Read:
+    return lambda results: [a - b for a, b in _pairs(results, group, row, base)]
+
+
+def _values(group: str, row: str, column: str = "") -> Read:
+    def read(results: Mapping[str, Result]) -> list[float]:
         found = results[group].rows.get(row) if group in results else None
-        return found.median(column) if found is not None else None
-
-    return read
-
-
-def _beyond(group: str, row: str, base: str) -> Callable[[Mapping[str, Result]], float | None]:
-    """Median over the rounds of `row` minus `base` in the same round."""
-
-    def read(results: Mapping[str, Result]) -> float | None:
-        if group not in results:
-            return None
-        mine, other = results[group].rows.get(row), results[group].rows.get(base)
-        if mine is None or other is None or not mine.samples or not other.samples:
-            return None
-        return statistics.median(a - b for a, b in zip(mine.values(), other.values(), strict=False))
+        return found.values(column) if found is not None and not found.failed else []
 
     return read
 
 
 @dataclass(frozen=True)
 class Target:
-    """`limit` is the least value when `at_least`, else the most."""
+    """`limit` is the least median when `at_least`, else the most."""
 
     name: str
     limit: float
     unit: str
     at_least: bool
-    read: Callable[[Mapping[str, Result]], float | None]
+    read: Read
 
     def judge(self, results: Mapping[str, Result]) -> Verdict:
-        sign = ">=" if self.at_least else "<="
-        value = self.read(results)
-        passed = None if value is None else (value >= self.limit if self.at_least else value <= self.limit)
-        shown = "-" if value is None else f"{value:.3g}{self.unit}"
-        return Verdict(self.name, f"{sign} {self.limit:g}{self.unit}", value, passed, shown)
+        target = f"{'>=' if self.at_least else '<='} {self.limit:g}{self.unit}"
+        values = self.read(results)
+        if not values:
+            return Verdict(self.name, target, None, None, "-")
+        value, low, high = statistics.median(values), min(values), max(values)
+        shown = f"{value:.3g}{self.unit} [{low:.3g}-{high:.3g}]"
+        if low < self.limit < high:
+            shown += ", too close to call: the limit lies within the rounds"
+        return Verdict(self.name, target, value, value >= self.limit if self.at_least else value <= self.limit, shown)
 
 
 TELEMETRY_ON = "glassbus, telemetry on"
@@ -76,8 +82,8 @@ BARE = "glassbus, bare"
 
 TARGETS = (
     Target("telemetry on, publish, against the raw queue", 0.15, "x", True, _ratio("memory", TELEMETRY_ON)),
-    Target("failed attempt handled and traced, p50", 25, " us", False, _median("errors", TELEMETRY_ON)),
-    Target("failed attempt handled and traced, p99", 1000, " us", False, _median("errors", TELEMETRY_ON, "p99")),
+    Target("failed attempt handled and traced, p50", 25, " us", False, _values("errors", TELEMETRY_ON)),
+    Target("failed attempt handled and traced, p99", 1000, " us", False, _values("errors", TELEMETRY_ON, "p99")),
     Target("telemetry's share of CPU, 100 us handler", 1.05, "x", False, _ratio("overhead", TELEMETRY_ON, BARE)),
     Target(
         "durable full cycle, 256 publishers, against fsync", 8, "x", True, _ratio("durable", "glassbus, 256 publishers")
