@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -357,3 +358,20 @@ def test_names_taken_by_somebody_else_leave_the_bus_without_metrics_but_running(
     observer = observe(source, registry=registry)
     observer.on_fact(AttemptFailed(at=time.time(), delivery=delivery(), report=REPORT, duration_s=1.0))
     assert "registered already" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_forked_while_a_thread_was_counting_can_count(source: Any, registry: CollectorRegistry) -> None:
+    observer = observe(source, registry=registry)
+    fact = AttemptFailed(at=99.0, delivery=delivery(), report=REPORT, duration_s=1.0)
+    with observer.counts._lock:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                observer.on_fact(fact)
+                code = 0
+            finally:
+                os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0

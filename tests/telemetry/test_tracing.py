@@ -509,3 +509,102 @@ def test_processors_that_want_to_see_a_span_start_do(spans: Any) -> None:
     kept = failing(watched, 0.0, fail=1)
     assert sorted(started) == sorted(span.name for span in kept.all())
     assert all(span.attributes["enriched"] for span in kept.all())
+
+
+def test_an_attempt_whose_outcome_nobody_states_ends_with_the_bus(spans: Any) -> None:
+    """A store that died took the outcome with it."""
+    kept = spans(1.0)
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(clock=clock, telemetry=False)
+        observer = traced(bus, kept)
+
+        @bus.subscribe("orders", name="charge", retry=Retry(max_attempts=1))
+        async def charge(message: Message[Any]) -> None:
+            raise ValueError
+
+        show = observer.tracing.show
+        observer.tracing.show = lambda fact, failure: (
+            None if type(fact).__name__ == "AttemptFailed" else show(fact, failure)
+        )
+        async with bus:
+            await bus.publish("orders")
+            await bus.drain()
+
+    run_virtual(scenario)
+    assert len(kept.named("process")) == 1
+
+
+def test_a_provider_that_is_not_the_sdks_gets_spans_through_the_api() -> None:
+    """Its own rules decide on ids and sampling; nothing breaks."""
+    started: list[str] = []
+
+    class ForeignSpan(trace.NonRecordingSpan):
+        def __init__(self) -> None:
+            super().__init__(trace.INVALID_SPAN_CONTEXT)
+
+    class ForeignTracer(trace.NoOpTracer):
+        def start_span(self, name: str, *args: Any, **kwargs: Any) -> trace.Span:
+            started.append(name)
+            return ForeignSpan()
+
+    class Provider(trace.TracerProvider):
+        def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+            return ForeignTracer()
+
+    class Kept:
+        provider = Provider()
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(clock=clock, telemetry=False)
+        traced(bus, Kept)
+
+        @bus.subscribe("orders", name="charge", retry=Retry(max_attempts=2))
+        async def charge(message: Message[Any]) -> None:
+            raise ValueError
+
+        async with bus:
+            await bus.publish("orders")
+            await bus.drain()
+            assert bus.hub.failures == {}
+
+    run_virtual(scenario)
+    assert sorted(started) == sorted(
+        ["process orders", "error orders", "recover orders"] * 2 + ["settle orders", "shutdown"]
+    )
+
+
+def test_code_in_a_handler_may_do_to_the_current_span_all_that_a_span_allows(spans: Any) -> None:
+    kept = spans(1.0)
+    tracer = kept.provider.get_tracer("program")
+    other = tracer.start_span("other")
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(clock=clock, telemetry=False)
+        traced(bus, kept)
+
+        @bus.subscribe("orders", name="charge")
+        async def charge(message: Message[Any]) -> None:
+            span = trace.get_current_span()
+            assert span.is_recording()
+            span.set_attributes({"a": 1, "glassbus.attempt": 99})
+            span.add_event("looked", {"b": 2})
+            span.add_link(other.get_span_context())
+            span.record_exception(KeyError("k"))
+            span.set_status(trace.StatusCode.ERROR, "as I say")
+            span.end()
+            span.set_attribute("late", True)
+
+        async with bus:
+            await bus.publish("orders")
+            await bus.drain()
+
+    run_virtual(scenario)
+    span = kept.one("process")
+    assert span.attributes["a"] == 1
+    assert span.attributes["glassbus.attempt"] == 1
+    assert "late" not in span.attributes
+    assert [event.name for event in span.events] == ["looked", "exception"]
+    assert span.links[0].context.span_id == other.get_span_context().span_id
+    assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "as I say")
+    assert span.to_json()

@@ -76,6 +76,10 @@ class Counts:
         self._endpoint = endpoint
         self._lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """In the child: a thread that held the lock is not there to release it."""
+        self._lock = threading.Lock()
+
     def count(self, fact: Fact, failure: Failure | None, example: Delivery | None = None) -> None:
         """Add `fact`, which is the error `failure`, if any. `example`: an attempt whose trace shows it."""
         if type(fact) in _NOT_COUNTED:

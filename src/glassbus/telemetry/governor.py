@@ -60,6 +60,10 @@ class FloodBudget:
         self._lock = threading.Lock()
         self._sites: dict[str, _Site] = {}
 
+    def after_fork(self) -> None:
+        """In the child: a thread that held the lock is not there to release it."""
+        self._lock = threading.Lock()
+
     def admit(self, name: str) -> int:
         """-1 when this failure is only counted; else how many were, since the last that was not."""
         now = self._monotonic()

@@ -16,13 +16,17 @@ from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
 from glassbus.telemetry.outlet import Event, SpanData, context_of, place_of
+from glassbus.telemetry.propagation import Place
 
 
 class LightSpan(Span):
-    """`make` makes what we say of it; `add_to` puts on top what others said. Each call is atomic."""
+    """`place` says where it is, when somebody asks; `add_to` puts what others said on top of what we say.
 
-    def __init__(self, make: Callable[[], SpanData]) -> None:
-        self._make = make
+    Each call is atomic.
+    """
+
+    def __init__(self, place: Callable[[], Place]) -> None:
+        self._place = place
         self._recording = True
         self._context: SpanContext | None = None
         self._attributes: dict[str, AttributeValue] = {}
@@ -34,7 +38,7 @@ class LightSpan(Span):
     def get_span_context(self) -> SpanContext:
         context = self._context
         if context is None:
-            context = self._context = context_of(self._make().place)
+            context = self._context = context_of(self._place())
         return context
 
     def is_recording(self) -> bool:

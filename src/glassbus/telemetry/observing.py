@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Callable
@@ -25,6 +26,17 @@ from glassbus.telemetry.propagation import Lineage, Place
 from glassbus.telemetry.source import Source
 from glassbus.telemetry.spans import SpanWriter, without_credentials
 from glassbus.telemetry.tracing import Tracing
+
+_observers: weakref.WeakSet[TelemetryObserver] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for observer in list(_observers):
+        observer.counts.after_fork()
+        observer.tracing.budget.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class TelemetryObserver:
@@ -65,6 +77,7 @@ class TelemetryObserver:
             provider=tracer_provider,
             failures=failures,
         )
+        _observers.add(self)
         # Bound once: these are called for each message.
         self.inject = self.tracing.inject
 

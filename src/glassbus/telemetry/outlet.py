@@ -99,8 +99,8 @@ class Outlet(Protocol):
     def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
         """Export the `spans` spans that `make` makes: now, or soon on the exporter's thread. `kept`: of a failure."""
 
-    def start(self, make: Callable[[], SpanData], /) -> Span:
-        """A running span, for the handler's context. A `LightSpan` where `make` need not be called yet."""
+    def start(self, make: Callable[[], SpanData], place: Callable[[], Place], /) -> Span:
+        """A running span at `place`, for the handler's context. A `LightSpan` where `make` need not be called yet."""
 
     def end(self, running: Span, span: SpanData, /) -> None:
         """End what `start` gave and is no `LightSpan`, with the attributes, status and end of `span`."""
@@ -123,8 +123,8 @@ class Nowhere:
     def tell(self, make: Make, spans: int, kept: bool = True, /) -> None:
         """There is nobody to show it to."""
 
-    def start(self, make: Callable[[], SpanData], /) -> Span:
-        return NonRecordingSpan(context_of(make().place))
+    def start(self, make: Callable[[], SpanData], place: Callable[[], Place], /) -> Span:
+        return NonRecordingSpan(context_of(place()))
 
     def end(self, running: Span, span: SpanData, /) -> None:
         """There is nobody to show it to."""
@@ -151,7 +151,7 @@ class Foreign:
         for span in make():
             self.emit(span)
 
-    def start(self, make: Callable[[], SpanData], /) -> Span:
+    def start(self, make: Callable[[], SpanData], place: Callable[[], Place], /) -> Span:
         return self._start(make())
 
     def _start(self, span: SpanData) -> Span:

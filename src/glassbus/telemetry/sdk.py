@@ -183,8 +183,8 @@ class SdkOutlet:
             self._seen = processors
         return self._end_only
 
-    def start(self, make: Callable[[], SpanData], /) -> Span:
-        return LightSpan(make) if self._may_skip_start() else self._start(make())
+    def start(self, make: Callable[[], SpanData], place: Callable[[], Place], /) -> Span:
+        return LightSpan(place) if self._may_skip_start() else self._start(make())
 
     def _start(self, span: SpanData) -> LiveSpan:
         place = span.place

@@ -91,7 +91,7 @@ from glassbus.telemetry.propagation import (
 from glassbus.telemetry.spans import SpanWriter, ns
 from glassbus.telemetry.surroundings import Surroundings
 
-#: Publishes under way, live attempts without an answer: at most so many are remembered.
+#: Publishes under way: of so many the parent is remembered.
 _PENDING_MAX = 4096
 
 
@@ -232,12 +232,15 @@ class Tracing:
             return NO_SCOPE
         live = _Live(self, work, self.lineage.hint(work), ns(work.started_at or self._wall()))
         self._live[work] = live
-        if len(self._live) > _PENDING_MAX:
-            self._live.pop(next(iter(self._live)), None)
         return live
 
     def start(self, live: _Live) -> Span:
-        return self._outlet.start(lambda: self._attempts.process(live.delivery, live.hint, live.start_ns, 0)[0])
+        """A span for `live` to make current."""
+        delivery = live.delivery
+        return self._outlet.start(
+            lambda: self._attempts.process(delivery, live.hint, live.start_ns, 0)[0],
+            lambda: self.lineage.trail(delivery).own,
+        )
 
     def left(self, live: _Live, error: BaseException | None) -> None:
         """The handler of a live attempt has ended. When it failed, the fact will say how."""
@@ -252,6 +255,13 @@ class Tracing:
             delivery = self._slim(live.delivery)
             make = partial(self._attempts.process, delivery, live.hint, live.start_ns, end_ns, live.span)
             self._outlet.tell(make, 1, delivery.attempt > 1 or delivery.replays > 0)
+
+    def _end_all(self, at: float) -> None:
+        """The bus is gone: what became of attempts that are still open, nobody will say."""
+        for delivery in list(self._live):
+            live = self._live.pop(delivery, None)
+            if live is not None:
+                self._end(live, at)
 
     def _slim(self, delivery: Delivery) -> Delivery:
         """`delivery` without its payload, made once for the run of facts about one attempt."""
@@ -313,6 +323,7 @@ class Tracing:
             case OverflowHandled():
                 self._around_it.overflowed(fact, self._around())
             case BusStopped():
+                self._end_all(fact.at)
                 self._around_it.stopped(fact)
             case OwnerLost() | LedgerUnbalanced() | ObserverFailed():
                 self._around_it.bare_error(fact, _known(failure))
