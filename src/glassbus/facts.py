@@ -42,6 +42,21 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
         return f"Delivery({self.envelope.id!r} -> {self.subscription!r}, attempt={self.attempt})"
 
 
+def without_payload(delivery: Delivery) -> Delivery:
+    """A copy that may be kept: it holds no payload, and its attempt stays what it was."""
+    envelope = delivery.envelope
+    return Delivery(
+        Envelope(envelope.id, envelope.topic, b"", "", envelope.headers, published_at=envelope.published_at),
+        delivery.subscription,
+        delivery.destination,
+        delivery.attempt,
+        first_failed_at=delivery.first_failed_at,
+        recovering=delivery.recovering,
+        replays=delivery.replays,
+        started_at=delivery.started_at,
+    )
+
+
 Work = Delivery
 
 #: The delivery whose handler runs in this context, if any.
@@ -227,7 +242,7 @@ class SettlementRefused(_Fact, frozen=True, kw_only=True):
 
 
 class BreakerStateChanged(_Fact, frozen=True, kw_only=True):
-    """A breaker moved. `causes` are the deliveries whose failures counted, newest last."""
+    """A breaker moved. `causes` are the deliveries whose failures counted, newest last, without payloads."""
 
     breaker: str
     kind: Literal["subscription", "component", "endpoint"]

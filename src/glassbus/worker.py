@@ -64,6 +64,8 @@ _TURN_S = 0.005
 _enter = current_delivery.set
 #: How soon a slot whose task ended works again, in seconds.
 _REOPEN_S = 0.05
+#: How soon a slot claims again when the store failed its claim, in seconds.
+_CLAIM_AGAIN_S = 1.0
 #: How long a cancelled handler may clean up before it counts as overdue, in seconds.
 _CLEAN_UP_S = 1.0
 
@@ -149,6 +151,7 @@ class Worker:
         #: Called after each settlement is recorded, while somebody waits for that.
         self.on_settled: Callable[[], None] | None = None
         self._quiet = 0
+        self._claims_failed_at = float("-inf")
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
         self._slots: list[_Slot] = []
         self._alarm: asyncio.TimerHandle | None = None
@@ -217,17 +220,22 @@ class Worker:
         error = None if task.cancelled() else task.exception()
         if self._stopping or isinstance(error, UnknownSubscription):
             return
-        if error is not None:
+        if error is None:
+            self._loop.call_later(_REOPEN_S, self._reopen, slot)
+            return
+        now = self._monotonic()
+        if now >= self._claims_failed_at + _CLAIM_AGAIN_S:  # all slots fail together: told once
+            self._claims_failed_at = now
             self._hub.state(
                 TransportFailed(
-                    at=self._clock.wall(),
+                    at=self._wall(),
                     operation=f"claim of {self.name}",
                     error=f"{type(error).__name__}: {safe_text(error)}",
                     category=classify(error)[0],
                     uncertain=False,
                 )
             )
-        self._loop.call_later(_REOPEN_S, self._reopen, slot)
+        self._loop.call_later(_CLAIM_AGAIN_S, self._reopen, slot)
 
     def _reopen(self, slot: _Slot) -> None:
         if not self._stopping:
@@ -445,8 +453,9 @@ class Worker:
     def housekeep(self) -> None:
         """Pass on what the happy path only counted. Called about once a second, and before a failure counts."""
         quiet, self._quiet = self._quiet, 0
-        self.gate.count_successes(quiet)
-        self._budget.earn(quiet)
+        if quiet:
+            self.gate.count_successes(quiet)
+            self._budget.earn(quiet)
 
     def _regained(self, slot: _Slot, delivery: Delivery, ran_s: float) -> None:
         if not slot.abandoned_at:

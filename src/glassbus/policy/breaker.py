@@ -121,10 +121,12 @@ class DistinctFailures(Generic[Cause]):
         self.ratio = ratio
         self._slice_s = window_s / self.SLICES
         self._slices: deque[list[float]] = deque()  # [start, successes]
+        self._successes = 0.0  # their sum
         self._failing: dict[Hashable, tuple[float, Cause]] = {}
 
     def succeeded(self, key: Hashable, now: float, count: int = 1, /) -> None:
         self._failing.pop(key, None)
+        self._successes += count
         if self._slices and now < self._slices[-1][0] + self._slice_s:
             self._slices[-1][1] += count
         else:
@@ -140,7 +142,7 @@ class DistinctFailures(Generic[Cause]):
 
     def _forget(self, now: float) -> None:
         while self._slices and self._slices[0][0] + self._slice_s <= now - self.window_s:
-            self._slices.popleft()
+            self._successes -= self._slices.popleft()[1]
         while self._failing:
             oldest = next(iter(self._failing))
             if self._failing[oldest][0] > now - self.window_s:
@@ -150,7 +152,7 @@ class DistinctFailures(Generic[Cause]):
     def tripped(self, now: float, /) -> str:
         self._forget(now)
         failing = len(self._failing)
-        seen = failing + int(sum(count for _, count in self._slices))
+        seen = failing + int(self._successes)
         if seen >= self.minimum and failing >= self.ratio * seen:
             return f"{failing} of {seen} deliveries failing within {self.window_s:g} s"
         return ""
@@ -160,6 +162,7 @@ class DistinctFailures(Generic[Cause]):
 
     def reset(self) -> None:
         self._slices.clear()
+        self._successes = 0.0
         self._failing.clear()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import PurePath
 from types import CodeType, TracebackType
@@ -26,6 +26,7 @@ _FRAMES_MAX = 32
 _CAUSES_MAX = 5
 
 _Frame = tuple[CodeType, int]
+_Chain = list[tuple[type[BaseException], list[_Frame]]]
 _Key = tuple[Any, ...]
 
 
@@ -36,6 +37,7 @@ class _Site(msgspec.Struct, frozen=True):
     stack: str
     type_name: str
     classification: Classification | None
+    code: tuple[CodeType, ...]  # kept alive, because the key names it by identity
 
 
 class FailureSites:
@@ -90,74 +92,92 @@ class FailureSites:
         if len(self._sites) >= _SITES_MAX:
             del self._sites[next(iter(self._sites))]
         # A user's rule may look at the message, so its answer is not kept with the site.
+        chain = [(type(exception), _frames(exception, self._ours)) for exception in _chain(error)]
         site = _Site(
-            _fingerprint(key),
-            _stack(error, self._ours),
+            _fingerprint(chain),
+            _stack(chain),
             _type_name(type(error)),
             None if self.rules else classify(error),
+            _code_of(error),
         )
         self._sites[key] = site
         return site
+
+
+def _code_of(error: BaseException) -> tuple[CodeType, ...]:
+    code = []
+    for exception in _chain(error):
+        trace = exception.__traceback__
+        while trace is not None:
+            code.append(trace.tb_frame.f_code)
+            trace = trace.tb_next
+    return tuple(dict.fromkeys(code))
 
 
 def _type_name(kind: type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _frames(trace: TracebackType | None, ours: frozenset[str]) -> tuple[_Frame, ...]:
-    """Code and line of each frame after our own: the first and the last ones of a very deep stack."""
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what caused it, nearest first, a few of them (a chain may be a circle)."""
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_MAX):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def _after_ours(trace: TracebackType | None, ours: frozenset[str]) -> TracebackType | None:
     while trace is not None and trace.tb_frame.f_code.co_filename in ours:
         trace = trace.tb_next
+    return trace
+
+
+def _key(error: BaseException, ours: frozenset[str]) -> _Key:
+    """What tells one site from another, cheaply: hashing a code object would read all of it."""
+    parts: list[Any] = []
+    for exception in _chain(error) if error.__cause__ is not None else (error,):
+        parts.append(type(exception))
+        trace = _after_ours(exception.__traceback__, ours)
+        while trace is not None:
+            parts.append((id(trace.tb_frame.f_code), trace.tb_lasti))
+            trace = trace.tb_next
+    if len(parts) > 2 * _FRAMES_MAX:
+        parts = parts[:_FRAMES_MAX] + parts[-_FRAMES_MAX:]
+    return tuple(parts)
+
+
+def _frames(exception: BaseException, ours: frozenset[str]) -> list[_Frame]:
+    """Code and line of each frame after our own: the first and the last ones of a very deep stack."""
     frames: list[_Frame] = []
+    trace = _after_ours(exception.__traceback__, ours)
     while trace is not None:
         frames.append((trace.tb_frame.f_code, trace.tb_lineno))
         trace = trace.tb_next
     if len(frames) > _FRAMES_MAX:
         frames = frames[: _FRAMES_MAX // 2] + frames[-_FRAMES_MAX // 2 :]
-    return tuple(frames)
+    return frames
 
 
-def _key(error: BaseException, ours: frozenset[str]) -> _Key:
-    cause = error.__cause__
-    if cause is None:
-        return (type(error), _frames(error.__traceback__, ours))
-    parts: list[Any] = [type(error), _frames(error.__traceback__, ours)]
-    for _ in range(_CAUSES_MAX):
-        if cause is None:
-            break
-        parts += [type(cause), _frames(cause.__traceback__, ours)]
-        cause = cause.__cause__
-    return tuple(parts)
-
-
-def _fingerprint(key: _Key) -> str:
+def _fingerprint(chain: _Chain) -> str:
     """Of types, files' names, functions and the text of the lines: stable when code above a line moves."""
     digest = blake2b(digest_size=8)
-    for part in key:
-        if isinstance(part, type):
-            digest.update(_type_name(part).encode())
-        else:
-            for code, line in part:
-                text = linecache.getline(code.co_filename, line).strip()
-                digest.update(f"|{PurePath(code.co_filename).name}|{code.co_qualname}|{text}".encode())
+    for kind, frames in chain:
+        digest.update(_type_name(kind).encode())
+        for code, line in frames:
+            text = linecache.getline(code.co_filename, line).strip()
+            digest.update(f"|{PurePath(code.co_filename).name}|{code.co_qualname}|{text}".encode())
     return digest.hexdigest()
 
 
-def _stack(error: BaseException, ours: frozenset[str]) -> str:
+def _stack(chain: _Chain) -> str:
     """The stack without the exception's message, which differs from one failure to the next."""
-    blocks: list[str] = []
-    current: BaseException | None = error
-    for _ in range(_CAUSES_MAX):
-        if current is None:
-            break
-        frames = _frames(current.__traceback__, ours)
+    blocks = []
+    for kind, frames in chain:
         lines = traceback.format_list(
-            [
-                traceback.FrameSummary(code.co_filename, line, code.co_qualname, lookup_line=True)
-                for code, line in frames
-            ]
+            [traceback.FrameSummary(code.co_filename, line, code.co_qualname) for code, line in frames]
         )
-        blocks.append("".join(lines) + _type_name(type(current)))
-        current = current.__cause__
+        blocks.append("".join(lines) + _type_name(kind))
     text = "\n\nThe above was the direct cause of the following:\n\n".join(reversed(blocks))
     return text if len(text) <= STACK_CAP else text[: STACK_CAP // 2] + "\n…\n" + text[-STACK_CAP // 2 :]

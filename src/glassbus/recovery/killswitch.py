@@ -9,7 +9,7 @@ import asyncio
 
 from glassbus.clock import Clock
 from glassbus.config import KillSwitch
-from glassbus.facts import BreakerStateChanged, Delivery
+from glassbus.facts import BreakerStateChanged, Delivery, without_payload
 from glassbus.observer import Hub
 from glassbus.policy.breaker import Breaker, BreakerState, DistinctFailures, Transition
 from glassbus.transport import Hold
@@ -90,7 +90,7 @@ class Gate:
     def failed(self, delivery: Delivery, permit: int, now: float) -> None:
         self.failed_count += 1
         if self._switch.enabled:
-            self._moved(self.breaker.failed(_key(delivery), delivery, now, permit))
+            self._moved(self.breaker.failed(_key(delivery), without_payload(delivery), now, permit))
 
     def hold(self, hold: Hold) -> None:
         """Take over what is stored for every process."""
