@@ -30,7 +30,6 @@ from glassbus.errors import (
 from glassbus.facts import (
     AttemptOverdue,
     Delivery,
-    DeliveryHandled,
     DeliveryRedelivered,
     SettlementRefused,
     SlotRegained,
