@@ -608,3 +608,28 @@ def test_code_in_a_handler_may_do_to_the_current_span_all_that_a_span_allows(spa
     assert span.links[0].context.span_id == other.get_span_context().span_id
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, "as I say")
     assert span.to_json()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])
+def test_a_span_that_was_current_when_the_bus_started_is_not_current_in_its_handlers(spans: Any, ratio: float) -> None:
+    kept = spans(ratio)
+    tracer = spans(1.0).provider.get_tracer("program")
+    seen: list[int] = []
+
+    async def scenario(clock: VirtualClock) -> int:
+        bus = MessageBus(clock=clock, telemetry=False)
+        traced(bus, kept)
+
+        @bus.subscribe("orders", name="charge")
+        async def charge(message: Message[Any]) -> None:
+            seen.append(trace.get_current_span().get_span_context().trace_id)
+
+        with tracer.start_as_current_span("main") as main:
+            await bus.start()
+        await bus.publish("orders")
+        await bus.drain()
+        await bus.stop()
+        return main.get_span_context().trace_id
+
+    assert run_virtual(scenario) not in seen
+    assert len(seen) == 1

@@ -4,6 +4,19 @@
 opens no port. `configure` sets the OpenTelemetry SDK up for programs that have not.
 Importing this is cheap: the OpenTelemetry API and the Prometheus client are
 imported when a bus is made, the SDK when the program has one or calls `configure`.
+
+Every failure has its spans at any sampling rate. What that does not include:
+
+- Spans of your own inside the first attempt of an unsampled message are not in its trace; inside
+  its later attempts they are, if your sampler follows the parent (the default does).
+- Under a tracer provider of your own, failure spans go to its processors and share their
+  queues; `configure(failure_exporter=…)` gives them one of their own.
+- A provider that is not the SDK's decides itself what it samples and which ids spans have, so
+  links between attempts may lead nowhere.
+- Beyond 5,000 failures of one site, then 200 a second, failures are only counted, and one span
+  says how many it stands for.
+- A retry that a spent budget delayed, made in one process and followed in another, is linked to
+  where the policy would have put it.
 """
 
 from __future__ import annotations

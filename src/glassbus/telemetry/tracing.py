@@ -9,14 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from contextvars import Token
 from functools import partial
-from types import TracebackType
 from typing import assert_never
 
-from opentelemetry import context as otel_context
-from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanContext, TracerProvider, get_current_span, set_span_in_context
+from opentelemetry.trace import SpanContext, TracerProvider, get_current_span
 
 from glassbus.facts import (
     AttemptAbandoned,
@@ -63,6 +59,7 @@ from glassbus.telemetry.attempts import AttemptSpans
 from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.light import LightSpan
+from glassbus.telemetry.live import Bare, LiveAttempts
 from glassbus.telemetry.outlet import (
     NOWHERE,
     Outlet,
@@ -76,14 +73,12 @@ from glassbus.telemetry.outlet import (
 from glassbus.telemetry.propagation import (
     TRACEPARENT,
     TRACESTATE,
-    Hint,
     Lineage,
     Place,
     new_span_id,
     parse,
     random_bits,
     replay_place,
-    slim,
     slim_envelope,
     trace_id_of,
     write,
@@ -93,30 +88,6 @@ from glassbus.telemetry.surroundings import Surroundings
 
 #: Publishes under way: of so many the parent is remembered.
 _PENDING_MAX = 4096
-
-
-class _Live:
-    """A span that is current while its handler runs. It ends when the outcome is known."""
-
-    __slots__ = ("_token", "_tracing", "delivery", "hint", "span", "start_ns")
-
-    def __init__(self, tracing: Tracing, delivery: Delivery, hint: Hint, start_ns: int) -> None:
-        self._tracing = tracing
-        self.delivery = delivery
-        self.hint = hint
-        self.start_ns = start_ns
-        self.span = tracing.start(self)
-        self._token: Token[Context] | None = None
-
-    def __enter__(self) -> None:
-        self._token = otel_context.attach(set_span_in_context(self.span))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            otel_context.detach(self._token)
-        self._tracing.left(self, error)
 
 
 class Tracing:
@@ -143,7 +114,6 @@ class Tracing:
         #: Spans not made because their failure site was over its flood budget.
         self.summarised = 0
         self._connection = connection
-        self._wall = wall
         self._explicit = provider is not None
         self._failures = failures
         self._provider: TracerProvider | None = None
@@ -151,9 +121,10 @@ class Tracing:
         self._resolve(provider)
         # Parents of publishes under way, by the header that was written.
         self._publishing: dict[str, int] = {}
-        self._live: dict[Delivery, _Live] = {}
-        self._slimmed: tuple[Delivery, Delivery] | None = None
         self._attempts = AttemptSpans(writer, lineage)
+        self._live = LiveAttempts(self._attempts, lineage, wall)
+        # The bus was started while a span was current, so that every handler would inherit it.
+        self._inherited = False
         self._muted: Delivery | None = None
         self._around_it = Surroundings(writer, lineage, connection=connection, emit=self._emit, admit=self._admit)
 
@@ -223,57 +194,20 @@ class Tracing:
 
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
         headers = work.envelope.headers
-        if work.attempt == 1 and not work.replays and (not headers or TRACEPARENT not in headers):
-            return NO_SCOPE
+        first = work.attempt == 1 and not work.replays
+        if first and (not headers or TRACEPARENT not in headers):
+            return NO_SCOPE if not self._inherited else Bare()
         outlet = self.outlet
-        if not outlet.recording:
-            return NO_SCOPE
-        if work.attempt == 1 and not work.replays and not self.lineage.origin(work).sampled:
-            return NO_SCOPE
-        live = _Live(self, work, self.lineage.hint(work), ns(work.started_at or self._wall()))
-        self._live[work] = live
-        return live
-
-    def start(self, live: _Live) -> Span:
-        """A span for `live` to make current."""
-        delivery = live.delivery
-        return self._outlet.start(
-            lambda: self._attempts.process(delivery, live.hint, live.start_ns, 0)[0],
-            lambda: self.lineage.trail(delivery).own,
-        )
-
-    def left(self, live: _Live, error: BaseException | None) -> None:
-        """The handler of a live attempt has ended. When it failed, the fact will say how."""
-        if error is None and self._live.pop(live.delivery, None) is not None:
-            self._end(live, self._wall())
-
-    def _end(self, live: _Live, at: float) -> None:
-        """End a live attempt that has not failed."""
-        end_ns = max(live.start_ns, ns(at))
-        live.span.end(end_ns)
-        if isinstance(live.span, LightSpan):
-            delivery = self._slim(live.delivery)
-            make = partial(self._attempts.process, delivery, live.hint, live.start_ns, end_ns, live.span)
-            self._outlet.tell(make, 1, delivery.attempt > 1 or delivery.replays > 0)
-
-    def _end_all(self, at: float) -> None:
-        """The bus is gone: what became of attempts that are still open, nobody will say."""
-        for delivery in list(self._live):
-            live = self._live.pop(delivery, None)
-            if live is not None:
-                self._end(live, at)
-
-    def _slim(self, delivery: Delivery) -> Delivery:
-        """`delivery` without its payload, made once for the run of facts about one attempt."""
-        last = self._slimmed
-        if last is None or last[0] is not delivery:
-            last = self._slimmed = (delivery, slim(delivery))
-        return last[1]
+        if not outlet.recording or (first and not self.lineage.origin(work).sampled):
+            return NO_SCOPE if not self._inherited else Bare()
+        return self._live.begin(work, outlet)
 
     # Facts
 
     def show(self, fact: Fact, failure: Failure | None) -> None:
         """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
+        if isinstance(fact, SubscriptionDeclared) and get_current_span().get_span_context().is_valid:
+            self._inherited = True
         if not self.outlet.recording:
             return
         match fact:
@@ -323,7 +257,7 @@ class Tracing:
             case OverflowHandled():
                 self._around_it.overflowed(fact, self._around())
             case BusStopped():
-                self._end_all(fact.at)
+                self._live.end_all(fact.at)
                 self._around_it.stopped(fact)
             case OwnerLost() | LedgerUnbalanced() | ObserverFailed():
                 self._around_it.bare_error(fact, _known(failure))
@@ -365,7 +299,7 @@ class Tracing:
 
     def shown(self, delivery: Delivery) -> Delivery | None:
         """`delivery`, to be kept, when its failure was the last fact shown and has a span; else None."""
-        return self._slim(delivery) if self._outlet.recording and delivery is not self._muted else None
+        return self._live.slim(delivery) if self._outlet.recording and delivery is not self._muted else None
 
     # Publishing
 
@@ -400,7 +334,7 @@ class Tracing:
 
     def _attempt_failed(self, fact: AttemptFailed, failure: Failure) -> None:
         delivery, outlet = fact.delivery, self._outlet
-        live = self._live.pop(delivery, None)
+        live = self._live.pop(delivery)
         hint = self.lineage.hint(delivery)
         self.lineage.failed(delivery)
         skipped = self._admit(failure.site, 2)
@@ -408,7 +342,7 @@ class Tracing:
         if skipped < 0:
             return
         start_ns, end_ns = _times(delivery, fact.at, fact.duration_s)
-        kept = self._slim(delivery)
+        kept = self._live.slim(delivery)
         running = live.span if live is not None else None
         if running is None or isinstance(running, LightSpan):
             make = partial(self._attempts.failed, kept, hint, start_ns, end_ns, failure, skipped, running)
@@ -425,7 +359,7 @@ class Tracing:
             return
         make = partial(
             self._attempts.retry,
-            self._slim(delivery),
+            self._live.slim(delivery),
             fact.at,
             fact.handling_s,
             fact.action,
@@ -445,20 +379,20 @@ class Tracing:
         elif delivery is self._muted:
             self.summarised += 2
             return
-        kept = self._slim(delivery)
+        kept = self._live.slim(delivery)
         make = partial(self._attempts.dead, kept, fact.at, fact.handling_s, fact.reason, failure, skipped)
         self._outlet.tell(make, 3 if failure is not None else 2)
 
     def _given_back(self, fact: DeliveryGivenBack) -> None:
-        live = self._live.pop(fact.delivery, None)
+        live = self._live.pop(fact.delivery)
         if live is not None:
             live.span.set_attribute("glassbus.given_back", fact.reason)
-            self._end(live, fact.at)
+            self._live.end(live, fact.at)
 
     def _settlement_refused(self, fact: SettlementRefused, failure: Failure) -> None:
-        live = self._live.pop(fact.delivery, None)
+        live = self._live.pop(fact.delivery)
         if live is not None:
-            self._end(live, fact.at)
+            self._live.end(live, fact.at)
         skipped = self._admit(failure.site, 2)
         if skipped >= 0:
             own = self.lineage.trail(fact.delivery).own
