@@ -71,8 +71,8 @@ class Journal(Observer):
             message_id = envelope.id if envelope is not None else getattr(fact, "message_id", "")
             ids = (message_id, getattr(fact, "subscription", ""), 0)
         report = getattr(fact, "report", None)
-        if kind is f.AttemptFailed:
-            self._count(report)
+        if isinstance(fact, f.AttemptFailed):
+            self._count(fact.report)
         self._stated += 1
         self._ring.append((fact.at, kind, *ids, report, tuple([getattr(fact, name) for name in _KEPT[kind]])))
 
