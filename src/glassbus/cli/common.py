@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +76,26 @@ async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterat
         yield bus
     finally:
         await bus.stop(5.0)
+
+
+# Arguments
+
+
+def number(low: float, high: float, *, above: bool = False) -> Callable[[str], float]:
+    """A type for argparse: a number from `low` (or `above` it) to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high or (above and value == low):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}to {high:g}"
+            )
+        return value
+
+    return read
 
 
 # Writing

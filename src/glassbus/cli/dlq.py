@@ -244,10 +244,9 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 100_000:
-        raise argparse.ArgumentTypeError("must be 1 to 100,000")
-    return number
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100,000")
+    return int(text)
 
 
 def _time(text: str) -> float:

@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glassbus.config import redact
 from glassbus.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from glassbus.bus import MessageBus
     from glassbus.server import Server
+    from glassbus.telemetry.setup import Telemetry
 
 _TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _LOG_BYTES_MAX = 10 * 1024 * 1024
+_EXPORT_MAX_S = 3.0
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -56,23 +59,41 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-@contextlib.contextmanager
-def exported_traces(service_name: str) -> Iterator[str]:
-    """Set the OpenTelemetry SDK up when an endpoint is named in the environment; yields that endpoint, or "".
+class Traces:
+    """Where traces went, if anywhere, and how many spans arrived."""
 
-    Spans that wait are sent before this ends. Raises ConfigurationError.
+    def __init__(self, endpoint: str, telemetry: Telemetry | None) -> None:
+        self._endpoint = endpoint
+        self._telemetry = telemetry
+
+    @property
+    def told(self) -> str:
+        """For people; empty when nothing is exported."""
+        if self._telemetry is None:
+            return ""
+        queues = self._telemetry.queues
+        lost = sum(sum(queue.dropped.values()) for queue in queues)
+        sent = f"{sum(queue.exported for queue in queues):,} spans sent to {redact(self._endpoint)}"
+        return f"{sent}; {lost:,} could not be sent" if lost else sent
+
+
+@contextlib.contextmanager
+def exported_traces(service_name: str) -> Iterator[Traces]:
+    """Set the OpenTelemetry SDK up when the environment names an endpoint.
+
+    Spans that wait are sent, within 3 seconds, before this ends. Raises ConfigurationError.
     """
     endpoint = next((os.environ[name] for name in _TRACES if os.environ.get(name)), "")
     if not endpoint:
-        yield ""
+        yield Traces("", None)
         return
     from glassbus.telemetry import configure
 
     telemetry = configure(service_name=service_name)
     try:
-        yield endpoint
+        yield Traces(endpoint, telemetry)
     finally:
-        telemetry.shutdown(5.0)
+        telemetry.shutdown(_EXPORT_MAX_S)
 
 
 def serve_somewhere(bus: MessageBus, address: str | None) -> tuple[Server, str]:

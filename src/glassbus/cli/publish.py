@@ -17,6 +17,7 @@ from glassbus.cli.common import (
     CommandError,
     add_url,
     count,
+    number,
     opened_store,
     printable,
     url_of,
@@ -68,16 +69,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave bad lines out and go on")
     parser.add_argument(
-        "--wait", type=float, default=30.0, metavar="S", help="seconds to wait for room in a full queue (default: 30)"
+        "--wait",
+        type=number(0, 1e7),
+        default=30.0,
+        metavar="S",
+        help="seconds to wait for room in a full queue (default: 30)",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    url = url_of(arguments)
-    if not 0 <= arguments.wait < 1e7:
-        raise CommandError("--wait must be 0 or more seconds")
-    return asyncio.run(_publish(url, arguments))
+    return asyncio.run(_publish(url_of(arguments), arguments))
 
 
 class Counts(msgspec.Struct):

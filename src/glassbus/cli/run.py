@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glassbus.cli.common import EXIT_INTERRUPTED, EXIT_OK, CommandError
+from glassbus.cli.common import EXIT_INTERRUPTED, EXIT_OK, CommandError, number
 
 if TYPE_CHECKING:
     from glassbus.bus import MessageBus
@@ -32,7 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _NOTES
     parser.add_argument("target", metavar="MODULE:ATTRIBUTE", help="where the MessageBus is")
     parser.add_argument(
-        "--deadline", type=_seconds, default=30.0, metavar="S", help="seconds for handlers to finish (default: 30)"
+        "--deadline",
+        type=number(0, 1e7),
+        default=30.0,
+        metavar="S",
+        help="seconds for handlers to finish (default: 30)",
     )
     parser.add_argument(
         "--log-level",
@@ -71,8 +75,8 @@ def find_bus(target: str) -> MessageBus:
             raise CommandError(f"{shown} has no attribute {name!r}{hint}") from None
         shown = f"{shown}:{name}" if shown == module_name else f"{shown}.{name}"
     if not isinstance(found, MessageBus):
-        kind = found.__name__ if isinstance(found, type) else type(found).__name__
-        raise CommandError(f"{target} is a {kind}, not a MessageBus")
+        what = f"the class {found.__name__}" if isinstance(found, type) else f"of type {type(found).__name__}"
+        raise CommandError(f"{target} is {what}, not a MessageBus that was made")
     return found
 
 
@@ -152,10 +156,3 @@ async def _stop(bus: MessageBus, deadline_s: float, hurried: asyncio.Event) -> i
         # A store keeps what it has through a sudden end; a handler that does not give way must not hold us.
         os._exit(EXIT_INTERRUPTED)
     return EXIT_INTERRUPTED
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1e7:
-        raise argparse.ArgumentTypeError("must be 0 or more seconds")
-    return number

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from glassbus.cli.common import number
+
 _NOTES = """\
 Input lines are JSON objects: a GitHub webhook {"event": ..., "payload": ...} goes to the topic github.<event>,
 an object with a valid "topic" to that topic, any other to input.record. With --seconds an input that ends early is
@@ -24,8 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _NOTES
     parser.add_argument("--input", metavar="FILE", help="JSON lines to publish; - for stdin (default: made up)")
-    parser.add_argument("--seconds", type=_positive, metavar="N", help="take messages in for N seconds, then end")
-    parser.add_argument("--rate", type=_rate, default=20.0, metavar="N", help="records a second (default: 20)")
+    parser.add_argument(
+        "--seconds", type=number(0, 1e7, above=True), metavar="N", help="take messages in for N seconds, then end"
+    )
+    parser.add_argument(
+        "--rate", type=number(0, 10_000, above=True), default=20.0, metavar="N", help="records a second (default: 20)"
+    )
     parser.add_argument(
         "--url", metavar="URL", help="the bus, such as sqlite:///demo.db (default: a file in a fresh temporary folder)"
     )
@@ -55,17 +61,3 @@ def run(arguments: argparse.Namespace) -> int:
             serve=arguments.serve,
         )
     )
-
-
-def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < 1e7:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 10_000:
-        raise argparse.ArgumentTypeError("must be more than 0 and at most 10,000")
-    return number

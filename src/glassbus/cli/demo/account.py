@@ -40,7 +40,6 @@ class Closing(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     durable: bool
     log: Path
-    traces: str
 
 
 class Ran(Protocol):
@@ -52,7 +51,6 @@ class Ran(Protocol):
     watch: Watch
     url: str
     log: Path
-    traces: str
     why_ended: str
     unusable: int
     first_unusable: str
@@ -83,14 +81,13 @@ async def close_account(ran: Ran) -> Closing:
         url=ran.url,
         durable=durable,
         log=ran.log,
-        traces=ran.traces,
     )
 
 
-def print_account(closing: Closing) -> None:
-    """The account on stdout."""
+def print_account(closing: Closing, traces: str) -> None:
+    """The account on stdout. `traces` says where they went, if anywhere."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
-    for heading, text, style in _lines(closing):
+    for heading, text, style in _lines(closing, traces):
         lines = [text] if style == "copy" else textwrap.wrap(text, max(40, width - 12), break_on_hyphens=False) or [""]
         for number, line in enumerate(lines):
             name = paint(f"{'' if number else heading:<10}", "bold")
@@ -101,7 +98,7 @@ def print_account(closing: Closing) -> None:
 Told = tuple[str, str, str]
 
 
-def _lines(c: Closing) -> list[Told]:
+def _lines(c: Closing, traces: str) -> list[Told]:
     run = _less(c.ledger.total, c.before.total)
     watch = c.watch
     told: list[Told] = [("", "", ""), ("ended", f"by {c.why_ended} after {duration(c.elapsed_s)}", "")]
@@ -127,7 +124,7 @@ def _lines(c: Closing) -> list[Told]:
         )
         told.append(("left", f"{count(left, 'delivery', 'deliveries')} for the next run: {where}", "warn"))
     told += _proof(c)
-    return told + _where(c)
+    return told + _where(c, traces)
 
 
 def _input(c: Closing) -> list[Told]:
@@ -153,6 +150,9 @@ def _dead(run: Account, watch: Watch) -> list[Told]:
         ("", f"{site.dead:,} x {site.subscription}: {site.text} [{site.fingerprint}]", "")
         for site in sites[:_SITES_SHOWN]
     ]
+    elsewhere = run.dead_lettered - sum(site.dead for site in watch.sites.values())
+    if elsewhere > 0:
+        told.append(("", f"{elsewhere:,} by other processes", ""))
     if len(sites) > _SITES_SHOWN:
         told.append(("", f"and {count(len(sites) - _SITES_SHOWN, 'other failure')}", ""))
     return told
@@ -188,10 +188,10 @@ def _proof(c: Closing) -> list[Told]:
     return told
 
 
-def _where(c: Closing) -> list[Told]:
+def _where(c: Closing, traces: str) -> list[Told]:
     told: list[Told] = [("log", str(c.log), "copy")]
-    if c.traces:
-        told.append(("traces", f"sent to {c.traces}", ""))
+    if traces:
+        told.append(("traces", traces, ""))
     if c.durable:
         told.append(("store", c.url, "copy"))
         commands = [f"glassbus {command} --url {c.url}" for command in ("dlq list", "audit", "demo")]

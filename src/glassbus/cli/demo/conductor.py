@@ -61,17 +61,16 @@ def conduct(options: Options) -> int:
     url = options.url or f"sqlite:///{quote(str(folder / 'demo.db'))}"
     log = folder / "demo.log"
     with logging_to(log), exported_traces("glassbus-demo") as traces:
-        closing = asyncio.run(_Run(options, url, log, traces).run())
-    print_account(closing)
+        closing = asyncio.run(_Run(options, url, log).run())
+    print_account(closing, traces.told)
     return 0 if closing.balanced else 1
 
 
 class _Run:
-    def __init__(self, options: Options, url: str, log: Path, traces: str) -> None:
+    def __init__(self, options: Options, url: str, log: Path) -> None:
         self.options = options
         self.url = url
         self.log = log
-        self.traces = traces
         self.world = World(options.seed)
         self.watch = Watch()
         self.ending = asyncio.Event()
@@ -129,30 +128,29 @@ class _Run:
     async def _work(self) -> None:
         self.demo.phase = "running"
         with stop_signals(self._signalled):
-            working = [
-                asyncio.create_task(self._publish(), name="publish"),
-                asyncio.create_task(self._moods(), name="moods"),
-                asyncio.create_task(self._show(), name="show"),
-            ]
-            waiting = asyncio.create_task(self.ending.wait())
+            publishing = asyncio.create_task(self._publish())
+            beside = [asyncio.create_task(self._moods()), asyncio.create_task(self._show())]
+            asked = asyncio.create_task(self.ending.wait())
+            tasks = [publishing, asked, *beside]
             try:
-                async with asyncio.timeout(self.options.seconds):
-                    await asyncio.wait([working[0], waiting], return_when=asyncio.FIRST_COMPLETED)
-            except TimeoutError:
-                self.why_ended = f"--seconds {self.options.seconds:g}"
-            self.ending.set()
-            self.demo.intake_s = time.monotonic() - self.demo.started
-            self.demo.phase = "draining"
-            self.world.payments.down = False
-            try:
-                await asyncio.wait_for(asyncio.shield(working[0]), _STOP_MAX_S + 1)
-                working[1].cancel()
+                ended, _ = await asyncio.wait(tasks, timeout=self.options.seconds, return_when=asyncio.FIRST_COMPLETED)
+                if not ended:
+                    self.why_ended = f"--seconds {self.options.seconds:g}"
+                self._end_intake()
+                await asyncio.wait([publishing], timeout=_STOP_MAX_S + 1)
+                _raise_failures([publishing, *beside])
                 await self._drain()
-                self.demo.phase = "stopping"
+                _raise_failures(beside)
             finally:
-                for task in (*working, waiting):
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*working, waiting, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end_intake(self) -> None:
+        self.ending.set()
+        self.demo.intake_s = time.monotonic() - self.demo.started
+        self.demo.phase = "draining"
+        self.world.payments.down = False
 
     def _signalled(self, name: str) -> None:
         if self.ending.is_set():
@@ -260,3 +258,9 @@ class _Run:
         while True:
             self.face.show()
             await asyncio.sleep(self.face.interval_s)
+
+
+def _raise_failures(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()

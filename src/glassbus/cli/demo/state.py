@@ -51,7 +51,7 @@ class Demo:
         self.watch = watch
         self.feed = feed
         self.url = url
-        #: `starting`, `running`, `draining` or `stopping`.
+        #: `starting`, `running` or `draining`.
         self.phase = "starting"
         self.metrics_url = ""
         self.notes: list[str] = []
