@@ -64,6 +64,8 @@ default_observers: list[Callable[[MessageBus], Observer]] = []
 #: Those that `telemetry=False` leaves out.
 telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
+#: What the store gets to record its last settlements, even when the handlers took all of the deadline, in seconds.
+_CLOSE_S = 1.0
 _OUR_FILES = frozenset({__file__, Worker.__init__.__code__.co_filename, Handler.__init__.__code__.co_filename})
 
 
@@ -342,7 +344,7 @@ class MessageBus:
         finally:
             for worker in self._workers.values():  # a stop that is cancelled may not have begun with them
                 worker.halt()
-            left_s = max(0.0, deadline - (self._monotonic() - started))
+            left_s = max(_CLOSE_S, deadline - (self._monotonic() - started))
             kept, discarded = await self._transport.close(left_s)
             within = self._monotonic() - started <= deadline + 0.5
             self._state = "stopped"
