@@ -90,9 +90,8 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
         except ValueError:
             value = float("nan")
         if not low <= value <= high or (above and value == low):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}to {high:g}"
-            )
+            least = f"above {low:g}" if above else f"{low:g} or more"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number, {least} and at most {high:,.0f}")
         return value
 
     return read

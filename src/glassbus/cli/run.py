@@ -70,7 +70,7 @@ def find_bus(target: str) -> MessageBus:
         try:
             found = getattr(found, name)
         except AttributeError:
-            buses = [key for key, value in vars(found).items() if isinstance(value, MessageBus)]
+            buses = [key for key, value in getattr(found, "__dict__", {}).items() if isinstance(value, MessageBus)]
             hint = f"; it has {', '.join(buses)}" if buses else ""
             raise CommandError(f"{shown} has no attribute {name!r}{hint}") from None
         shown = f"{shown}:{name}" if shown == module_name else f"{shown}.{name}"

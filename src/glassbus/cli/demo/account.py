@@ -137,9 +137,8 @@ def _input(c: Closing) -> list[Told]:
         first = printable(feed.first_bad or c.first_unusable, 200)
         told.append(("", f"{count(bad, 'line')} could not be used; the first: {first}", "warn"))
     if c.watch.unrouted or c.watch.duplicates:
-        told.append(
-            ("", f"{c.watch.unrouted:,} unrouted (nobody subscribes), {c.watch.duplicates:,} duplicates recognised", "")
-        )
+        duplicates = count(c.watch.duplicates, "duplicate")
+        told.append(("", f"{c.watch.unrouted:,} unrouted (nobody subscribes), {duplicates} recognised", ""))
     return told
 
 
