@@ -481,6 +481,7 @@ class MessageBus:
                 await self._transport.flush()
                 busy, left = self._unfinished()
                 if not busy:
+                    await self._transport.flush()  # what the store has taken last is told too
                     return Drained(left)
                 await self._progress()
 
