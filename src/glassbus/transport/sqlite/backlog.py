@@ -35,6 +35,11 @@ class Batch(NamedTuple):
     def size(self) -> int:
         return len(self.settlements) + len(self.calls) + len(self.publishes)
 
+    def undone(self) -> None:
+        """The transaction was rolled back, for certain."""
+        for request in self.publishes:
+            request.stored = False
+
 
 class Backlog:
     """Requests by kind, each kind in the order in which it came."""
@@ -87,6 +92,10 @@ class Backlog:
         """When the first publish that waits for room has waited long enough; monotonic."""
         return min((p.deadline for p in self.publishes[: self._slowed]), default=float("inf"))
 
+    def first_to_give_up(self) -> float:
+        """When the first publish of all has waited long enough for a store that fails; monotonic."""
+        return min((p.give_up_at for p in self.publishes), default=float("inf"))
+
     def answered(self, batch: Batch, waiting: list[Publish]) -> None:
         """`batch` is done, but for the publishes of it that are `waiting` for room."""
         if len(batch.settlements) == len(self.settlements):
@@ -94,6 +103,7 @@ class Backlog:
         else:
             del self.settlements[: len(batch.settlements)]
         if batch.exchange:
+            self.claimed_anew.clear()
             self.calls = self._without(self.calls, batch.calls)
             self.publishes = waiting + self._without(self.publishes, batch.publishes)
             self._slowed = len(waiting)
@@ -136,11 +146,12 @@ class Backlog:
         """The writer is at its end: nothing will be stored any more."""
         futures: list[asyncio.Future[Any]] = [p.future for p in self.publishes]
         futures += [call.future for call in self.calls]
-        futures += [flush.future for flush in self._flushes]
         for waiting in self.claims.values():
             futures += waiting
         answers.failed.extend((future, error) for future in futures)
         answers.recorded.extend((settlement, False) for settlement in self.settlements)
-        if self.close is not None:
+        self.settlements = []
+        self.flushed(answers)
+        if self.close is not None and self.close.future is not None:
             answers.results.append((self.close.future, 0))
         self.__init__()  # type: ignore[misc]

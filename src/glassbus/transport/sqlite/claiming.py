@@ -20,10 +20,11 @@ from glassbus.transport.sqlite.transaction import Transaction
 #: Claims that wait, by the name of their subscription, oldest first.
 Claims = dict[str, deque[asyncio.Future[Delivery]]]
 
-_COLUMNS = "id, key, expires_at, attempt"
+_COLUMNS = "id, key, expires_at, attempt, position"
 _READY = f"""
 SELECT {_COLUMNS} FROM deliveries
-WHERE state = 0 AND subscription = ? AND lane = {FREE} AND priority = ? AND id > ? ORDER BY id LIMIT ?
+WHERE state = 0 AND subscription = ? AND lane = {FREE} AND priority = ? AND (position, id) > (?, ?)
+ORDER BY position, id LIMIT ?
 """  # noqa: S608 - constants only, here and below
 _SUSPECTS = f"""
 SELECT {_COLUMNS} FROM deliveries
@@ -47,6 +48,7 @@ class _Row(NamedTuple):
     key: str | None
     expires_at: float
     attempt: int
+    position: int
 
 
 class Lanes:
@@ -58,7 +60,7 @@ class Lanes:
         self.queue = queue
         stored = queue.claimable > queue.suspects
         self.more = [stored] * 4
-        self.last = [0] * 4
+        self.last = [(0, 0)] * 4
         self.stored: tuple[deque[_Row], ...] = (deque(), deque(), deque(), deque())
         self.fresh: tuple[deque[Fresh], ...] = (deque(), deque(), deque(), deque())
         self.in_flight_keys: dict[str, bool] = {}
@@ -148,12 +150,12 @@ class Claiming:
 
     def _read(self, lanes: Lanes, priority: int, limit: int) -> None:
         queue = lanes.queue
-        found = select(self._txn.connection, _READY, (queue.id, priority, lanes.last[priority], limit))
+        found = select(self._txn.connection, _READY, (queue.id, priority, *lanes.last[priority], limit))
         rows = [_Row(*row) for row in found]
         lanes.stored[priority].extend(rows)
         lanes.more[priority] = len(rows) == limit
         if rows:
-            lanes.last[priority] = rows[-1].id
+            lanes.last[priority] = (rows[-1].position, rows[-1].id)
             self._look_up_keys(lanes, (row.key for row in rows))
 
     def _next_fresh(self, lanes: Lanes, priority: int) -> Fresh | None:

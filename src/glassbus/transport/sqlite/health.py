@@ -83,7 +83,7 @@ class Health:
         self.reconcile = self.reconcile or uncertain
         for request in batch.publishes:
             request.uncertain = request.uncertain or (uncertain and request.stored)
-            request.stored = False
+        batch.undone()
         for settlement in batch.settlements:
             settlement.uncertain = settlement.uncertain or uncertain
         self._fail_calls(batch, failure, answers)
@@ -93,7 +93,7 @@ class Health:
             self._settle_at_most = max(1, len(batch.settlements) // 2)
             self._refuse(batch.publishes, answers)
         elif what is Trouble.BUSY:
-            backoff_s = 0.0  # SQLite has waited already
+            backoff_s = _BACKOFF_S  # SQLite has waited already
             self.give_up_overdue(monotonic, answers)
         else:
             self.reopen = True
@@ -109,7 +109,7 @@ class Health:
 
     def give_up_overdue(self, monotonic: float, answers: Answers) -> None:
         """Answer the publishes that have waited long enough for the store to work again."""
-        self._refuse([p for p in self._backlog.publishes if p.deadline <= monotonic], answers)
+        self._refuse([p for p in self._backlog.publishes if p.give_up_at <= monotonic], answers)
 
     def _refuse(self, publishes: Sequence[Publish], answers: Answers) -> None:
         for request in publishes:
@@ -152,10 +152,16 @@ class Health:
         if self.full:
             self._store.try_checkpoint()
 
-    def worked(self, answers: Answers, monotonic: float, wall: float) -> None:
-        """A transaction was stored."""
+    def worked(self, batch: Batch, answers: Answers, monotonic: float, wall: float) -> None:
+        """The transaction of `batch` was stored."""
         self.careful = self.reconcile = False
+        if self.one_by_one:
+            self.one_by_one -= 1
         if self._failed_since is None:
+            return
+        if not batch.exchange:
+            # Acknowledgements fit on the full disk; whether anything new does is not known yet.
+            self._settle_at_most *= 2
             return
         answers.facts.append(TransportRecovered(at=wall, after_s=monotonic - self._failed_since))
         self._failed_since = None
@@ -169,6 +175,7 @@ class Health:
 
         Raises `error` when no request is to blame.
         """
+        batch.undone()
         if batch.size > 1:
             self.one_by_one = batch.size
             return

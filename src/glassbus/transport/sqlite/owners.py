@@ -9,7 +9,6 @@ one boot share.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
@@ -49,15 +48,20 @@ class OwnerLock:
     """The lock of one owner, held from construction to `release`."""
 
     def __init__(self, folder: Path, boot: str) -> None:
-        self.token = f"{boot[:8]}-{secrets.token_hex(8)}"
-        self.path = folder / f"{self.token}{_SUFFIX}"
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             if folder.is_symlink():
                 raise TransportError(f"{folder} is a symbolic link; remove it")
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self.path, flags, 0o600)
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            while True:
+                self.token = f"{boot[:8]}-{secrets.token_hex(8)}"
+                self.path = folder / f"{self.token}{_SUFFIX}"
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o600)
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+                if self.path.exists():
+                    break
+                # Somebody took the file for a dead process's between our two steps, and removed it.
+                os.close(self._descriptor)
         except PermissionError as error:
             raise StoreReadOnly(f"cannot write in {folder}: {error.strerror}; make it writable") from error
         except OSError as error:
@@ -90,19 +94,20 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def lock_is_free(folder: Path, token: str) -> bool:
-    """Whether nobody holds the lock of owner `token`: that process is dead."""
+def lock_is_free(folder: Path, token: str, *, remove: bool = False) -> bool:
+    """Whether nobody holds the lock of owner `token`: that process is dead. `remove`: then delete its file."""
+    path = folder / f"{token}{_SUFFIX}"
     try:
-        descriptor = os.open(folder / f"{token}{_SUFFIX}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return True
     except OSError:
         return False  # it cannot be told: the lease decides
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
+        if remove:
+            path.unlink(missing_ok=True)
+    except OSError:  # held, or it cannot be told
         return False
     finally:
         os.close(descriptor)
@@ -122,5 +127,5 @@ def sweep(folder: Path, tokens: set[str]) -> None:
     """Remove lock files of dead processes that never got as far as the store's table."""
     for path in folder.glob(f"*{_SUFFIX}"):
         token = path.name.removesuffix(_SUFFIX)
-        if token not in tokens and lock_is_free(folder, token):
-            path.unlink(missing_ok=True)
+        if token not in tokens:
+            lock_is_free(folder, token, remove=True)

@@ -63,6 +63,7 @@ _DELIVERIES = Bulk(
         "owner",
         "due",
         "expires_at",
+        "position",
     ),
 )
 _KNOWN = "SELECT id, topic, codec, body, digest, routed, remember_until, seq FROM messages WHERE id IN carray(?)"
@@ -301,6 +302,7 @@ class Publishing:
                 fresh.owner,
                 fresh.due,
                 envelope.expires_at,
+                fresh.id,
             )
         _DELIVERIES.insert(connection, values)
         for fresh, queue in self._overflow:

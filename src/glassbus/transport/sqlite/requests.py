@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision
-from glassbus.transport import Hold, Recorded, Stored
+from glassbus.transport import Hold, Recorded
 
 if TYPE_CHECKING:
     from glassbus.transport.sqlite.books import Queue
     from glassbus.transport.sqlite.transaction import Transaction
+
+
+#: How long a publish waits at least for a store that fails, even if it would not wait for room; in seconds.
+PATIENCE_S = 1.0
 
 
 class Publish:
@@ -33,6 +37,10 @@ class Publish:
         self.slowed: Queue | None = None  # the full queue it has to wait for
         self.stored = False
         self.uncertain = False  # a commit that held it failed in a way that may have stored it
+
+    @property
+    def give_up_at(self) -> float:
+        return max(self.deadline, self.arrived + PATIENCE_S)
 
 
 class Claim:
@@ -86,11 +94,11 @@ class Remember:
 
 
 class Close:
-    """Record what is settled, give back the rest, and let go of the store."""
+    """Record what is settled, give back the rest, and let go of the store. Without a future nobody waits for it."""
 
     __slots__ = ("future",)
 
-    def __init__(self, future: asyncio.Future[int]) -> None:
+    def __init__(self, future: asyncio.Future[int] | None) -> None:
         self.future = future
 
 
@@ -121,6 +129,3 @@ class Answers:
             or self.holds
             or self.broken is not None
         )
-
-
-StoredList = list[Stored]

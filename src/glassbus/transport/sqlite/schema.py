@@ -99,6 +99,7 @@ CREATE TABLE messages (
 CREATE INDEX messages_remembered ON messages (remember_until) WHERE remember_until > 0;
 
 -- due: monotonic seconds while retrying, wall seconds while scheduled.
+-- position: place in the queue; the id at first, behind all that is there after a delayed retry.
 CREATE TABLE deliveries (
   id              INTEGER PRIMARY KEY,
   message         INTEGER NOT NULL,
@@ -114,10 +115,11 @@ CREATE TABLE deliveries (
   suspect         INTEGER NOT NULL DEFAULT 0,
   first_failed_at REAL    NOT NULL DEFAULT 0,
   recovering      TEXT,
-  replays         INTEGER NOT NULL DEFAULT 0
+  replays         INTEGER NOT NULL DEFAULT 0,
+  position        INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX deliveries_ready    ON deliveries (subscription, lane, priority, id) WHERE state = 0;
-CREATE INDEX deliveries_due      ON deliveries (state, due) WHERE state IN (1, 2);
+CREATE INDEX deliveries_ready    ON deliveries (subscription, lane, priority, position, id) WHERE state = 0;
+CREATE INDEX deliveries_due      ON deliveries (state, due) WHERE due IS NOT NULL;
 CREATE INDEX deliveries_held     ON deliveries (owner, id) WHERE state = 3;
 CREATE INDEX deliveries_keys     ON deliveries (subscription, key, state, lane, priority, id) WHERE key IS NOT NULL;
 CREATE INDEX deliveries_expiring ON deliveries (expires_at) WHERE expires_at > 0 AND state < 3;

@@ -141,8 +141,7 @@ class Store:
     def _place(self) -> None:
         """Make sure there is a regular file to open."""
         try:
-            if not self.path.parent.exists():
-                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_folders(self.path.parent)
             # The folder's own links are followed once, here; SQLite is then told to follow none.
             self.path = self.path.parent.resolve(strict=True) / self.path.name
             try:
@@ -151,6 +150,7 @@ class Store:
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     os.close(os.open(self.path, flags, 0o600))
+                    _sync_folder(self.path.parent)
                 return
         except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
             raise StoreReadOnly(f"cannot create the store {self.name}: {error.strerror}") from error
@@ -252,6 +252,22 @@ class Store:
         if connection is not None:
             with contextlib.suppress(apsw.Error):  # nothing to do about it: every commit is already on disk
                 connection.close(force=True)
+
+
+def _make_folders(folder: Path) -> None:
+    """Make `folder` and those above it that are missing, for nobody else's eyes (`parents=True` would not)."""
+    if not folder.exists():
+        _make_folders(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the name of a new file in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_free(folder: str) -> int:

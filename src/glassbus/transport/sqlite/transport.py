@@ -248,6 +248,9 @@ class SqliteTransport:
         self._writer.put(Settlement(delivery, decision, _nobody_asks))
 
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
+        if self._process != os.getpid():
+            recorded(delivery, decision, False)  # a forked child settles nothing of its parent's
+            return
         self._writer.put(Settlement(delivery, decision, recorded))
 
     async def flush(self) -> None:
@@ -263,11 +266,13 @@ class SqliteTransport:
     def ledger(self) -> Ledger:
         if self._reader is None:
             return self._looked()[0]
+        self._check()
         return self._reader.ledger()
 
     def queues(self) -> dict[str, QueueState]:
         if self._reader is None:
             return self._looked()[1]
+        self._check()
         return self._reader.queues()
 
     def _looked(self) -> tuple[Ledger, dict[str, QueueState]]:

@@ -20,10 +20,12 @@ _EXPIRE_AT_ONCE = 1000
 _FORGET_AT_ONCE = 5000
 
 _DUE = "SELECT subscription, count(*) FROM deliveries WHERE state = ? AND due <= ? GROUP BY subscription"
-_MAKE_READY = "UPDATE deliveries SET state = 0, due = NULL WHERE state = ? AND due <= ?"
+# To the back of the queue: in an outage the probes then go round, and no message spends its attempts alone.
+_TRY_AGAIN = "UPDATE deliveries SET state = 0, due = NULL, position = ? WHERE state = 2 AND due <= ?"
+_MAKE_READY = "UPDATE deliveries SET state = 0, due = NULL WHERE state = 1 AND due <= ?"
 _NEXT = """
-SELECT (SELECT min(due) FROM deliveries WHERE state = 2),
-       (SELECT min(due) FROM deliveries WHERE state = 1),
+SELECT (SELECT min(due) FROM deliveries WHERE state = 2 AND due IS NOT NULL),
+       (SELECT min(due) FROM deliveries WHERE state = 1 AND due IS NOT NULL),
        (SELECT min(expires_at) FROM deliveries WHERE expires_at > 0 AND state < 3)
 """
 _OVERDUE = (
@@ -62,8 +64,10 @@ def promote(txn: Transaction) -> None:
                 queue.scheduled -= count
             queue.ready += count
             txn.books.dirty.add(queue)
-        if due:
-            txn.connection.execute(_MAKE_READY, (int(state), now))
+        if due and state is State.RETRYING:
+            txn.connection.execute(_TRY_AGAIN, (txn.books.next_id, now))
+        elif due:
+            txn.connection.execute(_MAKE_READY, (now,))
 
 
 def expire_overdue(txn: Transaction) -> bool:

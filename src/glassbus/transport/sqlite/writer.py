@@ -24,7 +24,7 @@ from glassbus.transport.sqlite.health import Health
 from glassbus.transport.sqlite.mailbox import Mailbox
 from glassbus.transport.sqlite.membership import Membership
 from glassbus.transport.sqlite.publishing import Publishing, remember
-from glassbus.transport.sqlite.requests import Answers, Call, Publish, Request
+from glassbus.transport.sqlite.requests import Answers, Call, Close, Publish, Request
 from glassbus.transport.sqlite.settling import Settling
 from glassbus.transport.sqlite.store import Store, disk_free, translate
 from glassbus.transport.sqlite.transaction import Transaction, VanishedError
@@ -63,6 +63,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="glassbus-sqlite", daemon=True)
         self._opened: asyncio.Future[None] | None = None
         self._abandoned = False
+        self._orphaned = False  # the loop is gone: nobody wants anything any more
         self._books = Books()
         self._backlog = Backlog()
         self._health = Health(store, self._backlog)
@@ -154,9 +155,11 @@ class Writer:
         """Do what there is to do, or sleep; whether this was the end."""
         backlog = self._backlog
         backlog.take(self.mailbox.items)
-        if self._abandoned:
+        if self._abandoned or (self._orphaned and self._health.failing):
             self._end(Answers())
             return True
+        if self._orphaned and backlog.close is None:
+            backlog.close = Close(None)
         if backlog.close is not None and not self._closing:
             self._closing = True
             answers = Answers()
@@ -166,7 +169,12 @@ class Writer:
         backlog.flushed(answers)
         if answers:
             self._post(answers)
-        if self._wanted():
+        try:
+            wanted = self._wanted()
+        except apsw.Error as error:
+            self._failed(error, "read", Batch([], [], []))
+            return False
+        if wanted:
             return self._transact()
         self._sleep()
         return False
@@ -210,17 +218,20 @@ class Writer:
         self._old_ids = upkeep.has_old_ids(self._store.connection, self._clock.wall())
 
     def _sleep(self) -> None:
-        now, wall = self._clock.monotonic(), self._clock.wall()
-        retry, scheduled, expiry = self._next_due
-        until = min(retry - now, min(scheduled, expiry) - wall, self._backlog.next_deadline() - now)
-        if self._health.retry_at > now:
-            deadline = min((p.deadline for p in self._backlog.publishes), default=_NEVER)
-            until = min(self._health.retry_at, deadline) - now
-        housekeeping = min(self._upkeep_at, self._poll_at, self._member.renew_at) - now
+        now, health = self._clock.monotonic(), self._health
+        if now < health.retry_at:
+            # Nothing else is done meanwhile, housekeeping neither.
+            at = housekeeping = min(health.retry_at, self._backlog.first_to_give_up())
+        else:
+            housekeeping = min(self._upkeep_at, self._poll_at, self._member.renew_at)
+            retry, scheduled, expiry = self._next_due
+            # A little late: a sum of floats that fell short of the time would wake us for nothing, again and again.
+            wall_due = now + min(scheduled, expiry) - self._clock.wall() + 1e-6
+            at = min(retry, wall_due, self._backlog.next_deadline())
         # A clock that tests move is not asked to stop for housekeeping, which never ends, unless
         # there are others to look after.
-        due = min(until, housekeeping) if len(self._books.owners) > 1 else until
-        self.mailbox.sleep(max(0.0, min(until, housekeeping)), None if due == _NEVER else now + max(0.0, due))
+        due = min(at, housekeeping) if len(self._books.owners) > 1 else at
+        self.mailbox.sleep(max(0.0, min(at, housekeeping) - now), None if due == _NEVER else due)
 
     # One transaction
 
@@ -264,10 +275,11 @@ class Writer:
             self._store.commit()
         except VanishedError:
             self._undo(claiming)
+            batch.undone()
             health.careful = True
         except apsw.Error as error:
             self._undo(claiming)
-            self._post(health.failed(error, phase, batch, self._clock.monotonic(), self._clock.wall()))
+            self._failed(error, phase, batch)
         except GlassbusError:
             self._undo(claiming)
             raise
@@ -283,15 +295,14 @@ class Writer:
     def _exchange(self, txn: Transaction, claiming: Claiming, publishes: list[Publish]) -> list[Publish]:
         """Admit publishes and satisfy claims until neither makes way for the other; who still waits for room."""
         claims = self._backlog.claims
-        self._backlog.fail_unknown(self._books, txn.answers)
         publishing = Publishing(txn, claiming, storage_full=self._no_space(txn) if publishes else "")
         publishing.look_up(publishes)
         waiting = publishing.admit(publishes)
         while True:
             given = False
             for name, futures in claims.items():
-                queue = self._books.queues[name]
-                if futures and queue.ready > queue.keyed:
+                queue = self._books.queues.get(name)
+                if futures and queue is not None and queue.claimable:
                     given = claiming.match(queue) or given
             if not (given and waiting):
                 break
@@ -354,6 +365,9 @@ class Writer:
         mine = (self._books.queues.get(name) for name in self._member.consuming)
         self._given_back = sum(queue.pending for queue in mine if queue is not None)
 
+    def _failed(self, error: apsw.Error, phase: str, batch: Batch) -> None:
+        self._post(self._health.failed(error, phase, batch, self._clock.monotonic(), self._clock.wall()))
+
     def _undo(self, claiming: Claiming | None) -> None:
         """The transaction failed: nothing of it is true."""
         self._store.rollback()
@@ -373,21 +387,20 @@ class Writer:
             self._suspects += held.suspect > 0
         backlog.answered(batch, waiting)
         backlog.remember = []
-        backlog.claimed_anew.clear()
         retry, scheduled, expiry = self._next_due
         self._next_due = (min(retry, txn.retry_at), min(scheduled, txn.scheduled_at), min(expiry, txn.expiry_at))
-        self._old_ids = False
+        self._old_ids = self._due_unknown = False
         self._member.committed(txn.monotonic)
         if self._books.changed_holds:
             answers.holds.extend(self._books.changed_holds.items())
             self._books.changed_holds = {}
-        self._health.worked(answers, txn.monotonic, txn.wall)
-        if self._health.one_by_one:
-            self._health.one_by_one -= 1
+        self._health.worked(batch, answers, txn.monotonic, txn.wall)
+        backlog.fail_unknown(self._books, answers)
         backlog.flushed(answers)
         if last:
             assert backlog.close is not None
-            answers.results.append((backlog.close.future, self._given_back))
+            if backlog.close.future is not None:
+                answers.results.append((backlog.close.future, self._given_back))
             backlog.close = None
             self._end(answers)
             return True
@@ -399,7 +412,7 @@ class Writer:
 
     def _post(self, answers: Answers) -> None:
         if not self._post_to_loop(answers):
-            self._abandoned = True  # the loop is gone: nobody wants anything any more
+            self._orphaned = True
 
     def _end(self, answers: Answers, error: Exception | None = None) -> None:
         """Let go of everything. What is still asked for is refused."""
