@@ -154,24 +154,3 @@ def test_a_report_is_plain_values() -> None:
     shown = report.to_dict()
     assert json.loads(json.dumps(shown)) == shown
     assert (shown["category"], shown["severity"]) == ("timeout_error", "high")
-
-
-def test_the_tree_drawn_at_the_top_is_the_tree() -> None:
-    """Every exception of the module is drawn under its first ancestor."""
-    assert errors.__doc__ is not None
-    drawn: dict[str, str | None] = {}
-    above: list[str] = []
-    for line in errors.__doc__.splitlines():
-        stripped = line.lstrip("│├└─ ")
-        if not stripped or not stripped[0].isupper() or " " in stripped.split("  ")[0].strip():
-            continue
-        depth = (len(line) - len(stripped)) // 4
-        name = stripped.split()[0]
-        above[depth:] = [name]
-        drawn[name] = above[depth - 1] if depth else None
-    real = {
-        name: next((base.__name__ for base in kind.__bases__ if issubclass(base, errors.GlassbusError)), None)
-        for name, kind in vars(errors).items()
-        if isinstance(kind, type) and issubclass(kind, errors.GlassbusError)
-    }
-    assert drawn == real
