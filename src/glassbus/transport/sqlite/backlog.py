@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     def undone(self) -> None:
         """The transaction was rolled back, for certain."""
         for request in self.publishes:
-            request.stored = False
+            request.stored = ()
 
 
 class Backlog:

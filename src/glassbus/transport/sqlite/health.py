@@ -82,7 +82,8 @@ class Health:
         self.careful = self.careful or uncertain
         self.reconcile = self.reconcile or uncertain
         for request in batch.publishes:
-            request.uncertain = request.uncertain or (uncertain and request.stored)
+            if uncertain and request.stored:
+                request.uncertain = request.stored
         batch.undone()
         for settlement in batch.settlements:
             settlement.uncertain = settlement.uncertain or uncertain

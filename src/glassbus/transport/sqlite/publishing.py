@@ -130,7 +130,6 @@ class Publishing:
             if results is None:
                 waiting.append(request)
                 continue
-            request.stored = True
             self._answer_slowed(request, admitted=True)
             self._txn.answers.results.append((request.future, results))
         return waiting
@@ -147,6 +146,7 @@ class Publishing:
                         break
                 else:
                     self._store(envelope, route)
+                    request.stored = (envelope.id,)
                     return [route.stored]
         return self._take_slowly(request, blocked)
 
@@ -159,7 +159,8 @@ class Publishing:
             route = self._books.route(envelope.topic)
             known = self._recognise(envelope, new)
             if known is not None:
-                results.append(route.stored if request.uncertain and envelope.id not in new else known)
+                ours = envelope.id in request.uncertain and envelope.id not in new
+                results.append(route.stored if ours else known)
                 continue
             results.append(route.stored)
             new[envelope.id] = envelope
@@ -174,6 +175,7 @@ class Publishing:
             return None
         for envelope in new.values():
             self._store(envelope, self._books.route(envelope.topic))
+        request.stored = tuple(new)
         return results
 
     def _recognise(self, envelope: Envelope, new: dict[str, Envelope]) -> Stored | None:
@@ -334,7 +336,7 @@ def remember(txn: Transaction, request: Publish) -> None:
     that was not stored would turn its next publish away.
     """
     until = txn.wall + DUPLICATE_WINDOW_S
-    batch = request.batch if request.stored else ()
+    batch = [envelope for envelope in request.batch if envelope.id in request.stored]
     if request.uncertain:
         txn.connection.execute(
             "UPDATE messages SET remember_until = max(remember_until, ?) WHERE id IN carray(?)",

@@ -35,8 +35,8 @@ class Publish:
         self.arrived = arrived
         self.deadline = arrived + wait_s
         self.slowed: Queue | None = None  # the full queue it has to wait for
-        self.stored = False
-        self.uncertain = False  # a commit that held it failed in a way that may have stored it
+        self.stored: tuple[str, ...] = ()  # ids that were new, and now are stored
+        self.uncertain: tuple[str, ...] = ()  # ids in a commit that failed in a way that may have stored them
 
     @property
     def give_up_at(self) -> float:
