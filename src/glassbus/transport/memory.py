@@ -64,6 +64,8 @@ _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than co
 
 #: A wall clock may be set forward, so what waits for it looks again after this long, in seconds.
 _WALL_LOOK_S = 1.0
+#: What expires within this many seconds is expired together; a claim never hands it out, to the moment.
+_EXPIRY_GROUP_S = 0.05
 
 #: Until when an id is known (wall seconds), the digest of its topic and body, and where it went.
 _Known = tuple[float, bytes, tuple[str, ...]]
@@ -83,9 +85,10 @@ class _Queue:
         self.turn = PriorityTurn()
         self.later: list[tuple[float, int, Delivery]] = []  # retrying, by monotonic time
         self.scheduled: list[tuple[float, int, Delivery]] = []  # delayed publish, by wall time
+        self.expiring: set[int] = set()  # handles of what waits and can expire
         self.in_flight: set[Delivery] = set()
         self.busy: dict[str, Delivery] = {}
-        self.waiting_for_key: dict[str, list[tuple[int, int, Delivery]]] = {}
+        self.waiting_for_key: dict[str, list[tuple[float, int, Delivery]]] = {}  # by priority
         self.dead: dict[str, DeadLetterRecord] = {}
         self.claimers: deque[asyncio.Future[None]] = deque()
         self.accepted = self.handled = self.expired = self.discarded = 0
@@ -145,15 +148,32 @@ class _Queue:
         heapq.heappush(waiting, (-delivery.envelope.priority, delivery.handle, delivery))
         return False
 
+    def take_out(self, handles: set[int]) -> list[Delivery]:
+        """Remove the waiting deliveries with these handles from wherever they wait."""
+        taken: list[Delivery] = []
+        for lane in self.ready:
+            found = [d for d in lane if d.handle in handles]
+            if found:
+                taken += found
+                kept = [d for d in lane if d.handle not in handles]
+                lane.clear()
+                lane.extend(kept)
+        for heap in (self.later, self.scheduled, *self.waiting_for_key.values()):
+            found = [entry[2] for entry in heap if entry[2].handle in handles]
+            if found:
+                taken += found
+                heap[:] = [entry for entry in heap if entry[2].handle not in handles]
+                heapq.heapify(heap)
+        return sorted(taken, key=lambda d: int(d.handle))
+
     def free_key(self, key: str) -> None:
         """The key's attempt has ended: the next delivery that waits for it is ready."""
         self.busy.pop(key, None)
         waiting = self.waiting_for_key.get(key)
         if waiting:
-            _, _, delivery = heapq.heappop(waiting)
-            if not waiting:
-                del self.waiting_for_key[key]
-            self.put(delivery, first=True)
+            self.put(heapq.heappop(waiting)[2], first=True)
+        if waiting is not None and not waiting:
+            del self.waiting_for_key[key]
 
 
 #: The queues that want a topic, its destination label, and the outcome of a publish to it.
@@ -174,7 +194,7 @@ class MemoryTransport:
         self._sequence = itertools.count(1)
         self._gone = Account()
         self._publishers: deque[asyncio.Future[None]] = deque()
-        self._expiring: list[tuple[float, int, str, Delivery]] = []
+        self._expiring: list[tuple[float, int, int, _Queue]] = []  # by wall time; of the delivery with this handle
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._restored: list[Delivery | DeadLetterRecord] = []
@@ -440,13 +460,19 @@ class MemoryTransport:
         queue.pending += 1
         envelope = delivery.envelope
         if envelope.expires_at:
-            heapq.heappush(self._expiring, (envelope.expires_at, delivery.handle, queue.name, delivery))
-            self._arm(min(_WALL_LOOK_S, envelope.expires_at - self._clock.wall()))
+            self._watch(queue, delivery)
         if envelope.due_at > self._clock.wall():
             heapq.heappush(queue.scheduled, (envelope.due_at, delivery.handle, delivery))
             self._arm(min(_WALL_LOOK_S, envelope.due_at - self._clock.wall()))
         else:
             queue.put(delivery)
+
+    def _watch(self, queue: _Queue, delivery: Delivery) -> None:
+        """See that `delivery` expires in time while it waits."""
+        queue.expiring.add(delivery.handle)
+        expires_at = delivery.envelope.expires_at
+        heapq.heappush(self._expiring, (expires_at, next(self._sequence), delivery.handle, queue))
+        self._arm(min(_WALL_LOOK_S, expires_at - self._clock.wall() + _EXPIRY_GROUP_S))
 
     def _overflow(self, queue: _Queue, delivery: Delivery, now: float) -> None:
         name = queue.name
@@ -482,6 +508,8 @@ class MemoryTransport:
                     continue
                 if envelope.key is not None and not queue.take_key(delivery):
                     continue
+                if envelope.expires_at:
+                    queue.expiring.discard(delivery.handle)
                 queue.pending -= 1
                 if self._publishers:
                     self._room()
@@ -526,6 +554,8 @@ class MemoryTransport:
 
     def _settle_otherwise(self, queue: _Queue, delivery: Delivery, decision: Decision) -> None:
         delivery = _next_attempt(delivery, decision)
+        if delivery.envelope.expires_at and decision.state in (State.READY, State.RETRYING):
+            self._watch(queue, delivery)
         match decision.state:
             case State.READY:
                 queue.pending += 1
@@ -593,40 +623,22 @@ class MemoryTransport:
                 self._arm(queue.later[0][0] - monotonic)
             if queue.scheduled:
                 self._arm(min(_WALL_LOOK_S, queue.scheduled[0][0] - wall))
+        over: dict[_Queue, set[int]] = {}
         while self._expiring and self._expiring[0][0] <= wall:
-            _, _, name, delivery = heapq.heappop(self._expiring)
-            self._sweep(name, delivery)
+            _, _, handle, queue = heapq.heappop(self._expiring)
+            if handle in queue.expiring:  # else it is in flight, or settled
+                over.setdefault(queue, set()).add(handle)
+        for queue, handles in over.items():
+            if self._queues.get(queue.name) is queue:
+                for delivery in queue.take_out(handles):
+                    self._expire(queue, delivery)
         if self._expiring:
-            self._arm(min(_WALL_LOOK_S, self._expiring[0][0] - wall))
-
-    def _sweep(self, name: str, delivery: Delivery) -> None:
-        """Expire `delivery` where it waits; one in flight or settled is left alone."""
-        queue = self._queues.get(name)
-        if queue is None:
-            return
-        lane = queue.ready[delivery.envelope.priority]
-        entry = next((e for e in (*queue.later, *queue.scheduled) if e[1] == delivery.handle), None)
-        key = delivery.envelope.key
-        waiting = queue.waiting_for_key.get(key, []) if key is not None else []
-        held = next((e for e in waiting if e[1] == delivery.handle), None)
-        ready = next((d for d in lane if d.handle == delivery.handle), None)
-        if ready is not None:
-            lane.remove(ready)
-            self._expire(queue, ready)
-        elif held is not None:
-            waiting.remove(held)
-            heapq.heapify(waiting)
-            self._expire(queue, held[2])
-        elif entry is not None:
-            for heap in (queue.later, queue.scheduled):
-                if entry in heap:
-                    heap.remove(entry)
-                    heapq.heapify(heap)
-            self._expire(queue, entry[2])
+            self._arm(min(_WALL_LOOK_S, self._expiring[0][0] - wall + _EXPIRY_GROUP_S))
 
     def _expire(self, queue: _Queue, delivery: Delivery) -> None:
         queue.pending -= 1
         queue.expired += 1
+        queue.expiring.discard(delivery.handle)
         key = delivery.envelope.key
         if key is not None and queue.busy.get(key, delivery).handle == delivery.handle:
             queue.free_key(key)
@@ -683,8 +695,7 @@ class MemoryTransport:
             delivery = Delivery(
                 record.envelope, record.subscription, record.destination, 0, int(record.id), replays=record.replays + 1
             )
-            queue.pending += 1
-            queue.put(delivery)
+            self._accept(queue, delivery)
         return moved
 
     async def discard(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
