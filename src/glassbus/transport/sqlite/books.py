@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import apsw
+import msgspec
 
 from glassbus.errors import UnknownSubscription
 from glassbus.message import Envelope
@@ -178,45 +179,30 @@ class Books:
         return self.watermark if now < self.watermark_until else 0
 
 
-class Held:
+# Neither kind can be part of a reference cycle, so the collector need not look at them.
+class Held(msgspec.Struct, eq=False, gc=False):
     """A delivery in flight in this process: what it takes to settle it."""
 
-    __slots__ = ("attempt", "id", "key", "owner", "queue", "remember", "seq", "suspect")
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002 - the column's name
-        seq: int,
-        queue: Queue,
-        owner: int,
-        attempt: int,
-        key: str | None,
-        suspect: int,
-        remember: bool,
-    ) -> None:
-        self.id = id
-        self.seq = seq
-        self.queue = queue
-        self.owner = owner
-        self.attempt = attempt
-        self.key = key
-        self.suspect = suspect
-        self.remember = remember
+    id: int
+    seq: int
+    queue: Queue
+    owner: int
+    attempt: int
+    key: str | None
+    suspect: int
+    remember: bool
 
 
-class Fresh:
+class Fresh(msgspec.Struct, eq=False, gc=False):
     """A delivery that this transaction adds, before it is written."""
 
-    __slots__ = ("attempt", "due", "envelope", "id", "lane", "owner", "queue", "route", "seq", "state")
-
-    def __init__(self, id: int, seq: int, envelope: Envelope, queue: Queue, route: Route) -> None:  # noqa: A002
-        self.id = id
-        self.seq = seq
-        self.envelope = envelope
-        self.queue = queue
-        self.route = route
-        self.state = 0
-        self.lane = 0
-        self.attempt = 0
-        self.owner: int | None = None
-        self.due: float | None = None
+    id: int
+    seq: int
+    envelope: Envelope
+    queue: Queue
+    route: Route
+    state: int = 0
+    lane: int = 0
+    attempt: int = 0
+    owner: int | None = None
+    due: float | None = None

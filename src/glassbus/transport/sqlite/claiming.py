@@ -97,6 +97,9 @@ class Claiming:
         lanes = self.lanes(queue)
         if queue.suspects or (self._txn.suspects and any(h.suspect and h.queue is queue for h in self._running())):
             return self._match_suspect(lanes, waiting)
+        lane = self._only_lane(lanes)
+        if lane is not None:
+            return self._match_fresh(lanes, lane, waiting)
         given = False
         turn = queue.turn
         while waiting:
@@ -105,7 +108,9 @@ class Claiming:
                 continue
             found = None
             for priority in turn.order():
-                found = self._next_stored(lanes, priority, len(waiting)) or self._next_fresh(lanes, priority)
+                found = self._next_stored(lanes, priority, len(waiting)) or self._next_fresh(
+                    lanes, lanes.fresh[priority]
+                )
                 if found is not None:
                     break
             if found is None:
@@ -128,6 +133,36 @@ class Claiming:
             self._taken.append(found.id)
             self._given.append((future, found.id))
             self._txn.books.dirty.add(queue)
+
+    # The common case: nothing is stored, and what is new has one priority
+
+    @staticmethod
+    def _only_lane(lanes: Lanes) -> deque[Fresh] | None:
+        """The one lane that has something to give, if nothing stored goes before it."""
+        if any(lanes.more) or any(lanes.stored):
+            return None
+        filled = [lane for lane in lanes.fresh if lane]
+        return filled[0] if len(filled) == 1 else None
+
+    def _match_fresh(self, lanes: Lanes, lane: deque[Fresh], waiting: deque[asyncio.Future[Delivery]]) -> bool:
+        queue, owner, name = lanes.queue, self._txn.owner, lanes.queue.name
+        popped, given = self.popped, self._given
+        before = len(given)
+        while waiting:
+            if waiting[0].done():  # cancelled
+                waiting.popleft()
+                continue
+            fresh = self._next_fresh(lanes, lane)
+            if fresh is None:
+                break
+            future = waiting.popleft()
+            popped.append((name, future))
+            fresh.state, fresh.attempt, fresh.owner = 3, 1, owner
+            given.append((future, fresh))
+        count = len(given) - before
+        queue.ready -= count
+        queue.in_flight += count
+        return count > 0
 
     # One priority of one subscription
 
@@ -158,8 +193,7 @@ class Claiming:
             lanes.last[priority] = (rows[-1].position, rows[-1].id)
             self._look_up_keys(lanes, (row.key for row in rows))
 
-    def _next_fresh(self, lanes: Lanes, priority: int) -> Fresh | None:
-        fresh = lanes.fresh[priority]
+    def _next_fresh(self, lanes: Lanes, fresh: deque[Fresh]) -> Fresh | None:
         while fresh:
             found = fresh.popleft()
             key = found.envelope.key

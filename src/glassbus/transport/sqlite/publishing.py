@@ -130,7 +130,8 @@ class Publishing:
             if results is None:
                 waiting.append(request)
                 continue
-            self._answer_slowed(request, admitted=True)
+            if request.slowed is not None:
+                self._answer_slowed(request, admitted=True)
             self._txn.answers.results.append((request.future, results))
         return waiting
 

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision
@@ -24,82 +26,65 @@ if TYPE_CHECKING:
 PATIENCE_S = 1.0
 
 
-class Publish:
-    """A batch to store, all or nothing. Times are monotonic seconds."""
+class Publish(msgspec.Struct, eq=False):
+    """A batch to store, all or nothing. Times are monotonic seconds.
 
-    __slots__ = ("arrived", "batch", "deadline", "future", "slowed", "stored", "uncertain")
+    `slowed` is the full queue it has to wait for. `stored`: its ids that were new and now
+    are stored. `uncertain`: ids in a commit that failed in a way that may have stored them.
+    """
 
-    def __init__(self, batch: Sequence[Envelope], future: asyncio.Future[Any], arrived: float, wait_s: float) -> None:
-        self.batch = batch
-        self.future = future
-        self.arrived = arrived
-        self.deadline = arrived + wait_s
-        self.slowed: Queue | None = None  # the full queue it has to wait for
-        self.stored: tuple[str, ...] = ()  # ids that were new, and now are stored
-        self.uncertain: tuple[str, ...] = ()  # ids in a commit that failed in a way that may have stored them
+    batch: Sequence[Envelope]
+    future: asyncio.Future[Any]
+    arrived: float
+    deadline: float
+    slowed: Queue | None = None
+    stored: tuple[str, ...] = ()
+    uncertain: tuple[str, ...] = ()
 
     @property
     def give_up_at(self) -> float:
         return max(self.deadline, self.arrived + PATIENCE_S)
 
 
-class Claim:
+class Claim(msgspec.Struct, eq=False):
     """One delivery wanted."""
 
-    __slots__ = ("future", "name")
-
-    def __init__(self, name: str, future: asyncio.Future[Delivery]) -> None:
-        self.name = name
-        self.future = future
+    name: str
+    future: asyncio.Future[Delivery]
 
 
-class Settlement:
-    """Where a delivery goes next."""
+class Settlement(msgspec.Struct, eq=False):
+    """Where a delivery goes next. `uncertain`: a commit that held it failed, and may have stored it."""
 
-    __slots__ = ("decision", "delivery", "recorded", "uncertain")
-
-    def __init__(self, delivery: Delivery, decision: Decision, recorded: Recorded) -> None:
-        self.delivery = delivery
-        self.decision = decision
-        self.recorded = recorded
-        self.uncertain = False
+    delivery: Delivery
+    decision: Decision
+    recorded: Recorded
+    uncertain: bool = False
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """Any other work in a transaction. What it raises as a GlassbusError is its answer."""
 
-    __slots__ = ("future", "work")
-
-    def __init__(self, work: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
-        self.work = work
-        self.future = future
+    work: Callable[[Transaction], Any]
+    future: asyncio.Future[Any]
 
 
-class Flush:
+class Flush(msgspec.Struct, eq=False):
     """To be answered when every settlement before it is recorded."""
 
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[None]) -> None:
-        self.future = future
+    future: asyncio.Future[None]
 
 
-class Remember:
+class Remember(msgspec.Struct, eq=False):
     """The publisher was cancelled after it handed `publish` over: its ids must be known from now on."""
 
-    __slots__ = ("publish",)
-
-    def __init__(self, publish: Publish) -> None:
-        self.publish = publish
+    publish: Publish
 
 
-class Close:
+class Close(msgspec.Struct, eq=False):
     """Record what is settled, give back the rest, and let go of the store. Without a future nobody waits for it."""
 
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[int] | None) -> None:
-        self.future = future
+    future: asyncio.Future[int] | None
 
 
 Request = Publish | Claim | Settlement | Call | Flush | Remember | Close

@@ -41,8 +41,9 @@ WHERE seq IN carray(?1) AND remember_until <= ?2 AND seq > ?3 AND {_NO_DELIVERY}
 """  # noqa: S608
 _FREE_KEY = f"""
 UPDATE deliveries SET lane = iif(suspect > 0, {SUSPECT}, {FREE})
-WHERE id IN (SELECT min(id) FROM deliveries
-             WHERE subscription = ? AND key = ? AND state = 0 AND lane = {KEYED} GROUP BY priority)
+WHERE id IN (SELECT (SELECT min(id) FROM deliveries
+                     WHERE subscription = ?1 AND key = ?2 AND state = 0 AND lane = {KEYED} AND priority = p.column1)
+             FROM (VALUES (0), (1), (2), (3)) AS p)
 RETURNING lane
 """  # noqa: S608
 

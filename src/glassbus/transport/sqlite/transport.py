@@ -209,7 +209,8 @@ class SqliteTransport:
             raise BusNotRunning(f"{self.address} is not open; this message was not stored")
         self._check()
         future: asyncio.Future[Sequence[Stored]] = self._loop.create_future()
-        request = Publish(batch, future, self._clock.monotonic(), wait_s)
+        now = self._clock.monotonic()
+        request = Publish(batch, future, now, now + wait_s)
         self._writer.put(request)
         try:
             return await future
