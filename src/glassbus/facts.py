@@ -181,7 +181,10 @@ class SlotRegained(_Fact, frozen=True, kw_only=True):
 
 
 class RetryScheduled(_Fact, frozen=True, kw_only=True):
-    """Another attempt will be made in `delay_s`. `postponed`: the retry budget was spent."""
+    """Another attempt will be made in `delay_s`. `postponed`: the retry budget was spent.
+
+    `handling_s` is what the failure had cost when this was decided.
+    """
 
     delivery: Delivery
     report: ErrorReport

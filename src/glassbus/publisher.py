@@ -138,8 +138,9 @@ class Publisher:
             return
         tally.accepted += 1
         tally.duration.observe(duration_s)
-        if self._hub.shows_happy or (envelope.headers and self._sampling):
-            self._state_published(envelope, outcome, tally.destination, duration_s)
+        sampled = envelope.headers and envelope.headers.get("traceparent", "").endswith("1")
+        if self._hub.shows_happy or (sampled and self._sampling):
+            self._state_published(envelope, outcome, tally.destination, duration_s, bool(sampled))
 
     def _tally(self, topic: str) -> PublishTally:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""
@@ -152,7 +153,9 @@ class Publisher:
         self._topics[topic] = found
         return found
 
-    def _state_published(self, envelope: Envelope, outcome: Stored, label: str, duration_s: float) -> None:
+    def _state_published(
+        self, envelope: Envelope, outcome: Stored, label: str, duration_s: float, sampled: bool
+    ) -> None:
         fact = MessagePublished(
             at=self._wall(),
             envelope=envelope,
@@ -162,7 +165,7 @@ class Publisher:
             duration_s=duration_s,
         )
         self._hub.state(fact)
-        if envelope.headers:
+        if sampled:
             for observer in self._sampling:
                 self._hub.show(observer, fact)
 

@@ -433,7 +433,7 @@ class Worker:
         else:
             self.gate.failed(delivery, slot.permit, caught)
         retryable = not undecodable and not isinstance(error, self.subscription.retry.dead_letter_on)
-        self._settle(delivery, Failed(report, duration_s, retryable))
+        self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught))
         self._handling(report.category).observe(self._clock.monotonic() - caught)
         if foreign:
             raise asyncio.CancelledError

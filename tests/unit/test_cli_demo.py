@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -243,9 +244,10 @@ def started(url: str) -> subprocess.Popen[str]:
         text=True,
     )
     assert child.stdout is not None
-    while "1.0 s " not in child.stdout.readline():
-        pass
-    return child
+    for line in child.stdout:
+        if re.match(r" +[1-9]\.\d s ", line):  # it has run for a second
+            return child
+    raise AssertionError(f"the demo ended by itself, with status {child.wait()}")
 
 
 def test_killed_and_started_again_it_goes_on_and_loses_nothing(glassbus: Command, tmp_path: Path) -> None:

@@ -71,11 +71,12 @@ class Handled(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The handler raised, timed out, or could not be given its payload."""
+    """The handler raised, timed out, or could not be given its payload. `handling_s`: spent on the failure so far."""
 
     report: ErrorReport
     duration_s: float
     retryable: bool = True
+    handling_s: float = 0.0
 
 
 class Abandoned(msgspec.Struct, frozen=True):
@@ -179,9 +180,9 @@ def _after_failure(
     report, attempt = outcome.report, delivery.attempt
     failed = AttemptFailed(at=now, delivery=delivery, report=report, duration_s=outcome.duration_s)
     if not outcome.retryable:
-        return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,))
+        return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,), outcome.handling_s)
     if attempt >= retry.max_attempts:
-        return _dead_letter(delivery, report, "attempts_spent", now, attempt, (failed,))
+        return _dead_letter(delivery, report, "attempts_spent", now, attempt, (failed,), outcome.handling_s)
     postponed_s = budget.spend(monotonic_now) if budget is not None else 0.0
     delay_s = retry.delay(attempt, uniform) + postponed_s
     action: Literal["immediate_retry", "delayed_retry"] = (
@@ -195,6 +196,7 @@ def _after_failure(
         delay_s=delay_s,
         next_attempt=attempt + 1,
         postponed=postponed_s > 0,
+        handling_s=outcome.handling_s,
     )
     return Decision(
         State.READY if action == "immediate_retry" else State.RETRYING,
@@ -213,8 +215,9 @@ def _dead_letter(
     now: float,
     attempt: int,
     before: tuple[Fact, ...],
+    handling_s: float = 0.0,
 ) -> Decision:
-    dead = DeliveryDeadLettered(at=now, delivery=delivery, report=report, reason=reason)
+    dead = DeliveryDeadLettered(at=now, delivery=delivery, report=report, reason=reason, handling_s=handling_s)
     return Decision(
         State.DEAD_LETTERED,
         attempt,
