@@ -26,7 +26,7 @@ from glassbus.cli.demo.state import Demo
 from glassbus.cli.demo.watch import Watch
 from glassbus.cli.demo.world import World
 from glassbus.cli.hosting import exported_traces, logging_to, serve_somewhere, stop_signals
-from glassbus.errors import BusNotRunning, InvalidMessage, safe_text
+from glassbus.errors import BusNotRunning, InvalidMessage, TransportError, safe_text
 
 _DRAIN_MAX_S = 30.0
 _STOP_MAX_S = 5.0
@@ -223,7 +223,7 @@ class _Run:
         until = time.monotonic() + _DRAIN_MAX_S
         hurried = asyncio.create_task(self.hurried.wait())
         try:
-            while (left_s := until - time.monotonic()) > 0 and not hurried.done():
+            while (left_s := until - time.monotonic()) > 0 and not hurried.done() and self.bus.running:
                 draining = asyncio.create_task(self.bus.drain(left_s))
                 await asyncio.wait([draining, hurried], return_when=asyncio.FIRST_COMPLETED)
                 if not draining.done():
@@ -256,7 +256,10 @@ class _Run:
 
     async def _show(self) -> None:
         while True:
-            self.face.show()
+            try:
+                self.face.show()
+            except TransportError as error:  # the ledger could not be read now
+                self.watch.tell(time.time(), "bad", f"the store does not answer: {safe_text(error, 160)}", "show")
             await asyncio.sleep(self.face.interval_s)
 
 

@@ -73,7 +73,7 @@ class Demo:
         since, then = self._samples[0]
         over_s = max(now - since, 1e-3)
         states = {worker.name: worker for worker in self.bus.subscribers()}
-        ours = {name: place for place, name in enumerate(states)}
+        ours = {name: place for place, name in enumerate(sorted(states, key=_is_not_intake))}
         rows = tuple(
             Row(
                 name=name,
@@ -100,3 +100,7 @@ class Demo:
             rate=sum(row.rate for row in rows),
             rows=rows,
         )
+
+
+def _is_not_intake(name: str) -> bool:
+    return not name.startswith("intake")
