@@ -64,6 +64,7 @@ _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than co
 
 #: A wall clock may be set forward, so what waits for it looks again after this long, in seconds.
 _WALL_LOOK_S = 1.0
+_ROUNDING_S = 1e-6
 #: What expires within this many seconds is expired together; a claim never hands it out, to the moment.
 _EXPIRY_GROUP_S = 0.05
 
@@ -354,6 +355,8 @@ class MemoryTransport:
         while True:
             stored, fresh, remembered = self._recognise(batch)
             waited_s = self._clock.monotonic() - started
+            if wait_s - waited_s < _ROUNDING_S:
+                waited_s = max(waited_s, wait_s)  # or a rest too small to move a clock would be waited for, for ever
             full = self._fullest(fresh, waited_s, wait_s)
             if full is None or full[1] is not Rung.SLOW:
                 break
