@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import sys
@@ -213,10 +214,10 @@ class _Run:
 
     def _outage(self) -> tuple[float, float]:
         """When payments first goes down, and for how long: in the middle of a short run."""
-        seconds = self.options.seconds
+        seconds = self.options.seconds or _reading_s(self.options)
         if seconds is None or seconds > 20:
-            return (3.0 if self.options.source else 6.0), 6.0
-        return 0.3 * seconds, 0.3 * seconds
+            return 6.0, 6.0
+        return 0.3 * seconds, 0.4 * seconds
 
     async def _drain(self) -> None:
         """Let what was accepted be handled, waiting for an open breaker to close, within bounds."""
@@ -261,6 +262,16 @@ class _Run:
             except TransportError as error:  # the ledger could not be read now
                 self.watch.tell(time.time(), "bad", f"the store does not answer: {safe_text(error, 160)}", "show")
             await asyncio.sleep(self.face.interval_s)
+
+
+def _reading_s(options: Options) -> float | None:
+    """How long it takes to read the input once; None when nobody knows."""
+    path = Path(options.source or "-")
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        lines = sum(1 for _ in itertools.islice(file, 100_000))
+    return lines / options.rate
 
 
 def _raise_failures(tasks: list[asyncio.Task[None]]) -> None:
