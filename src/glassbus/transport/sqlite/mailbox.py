@@ -13,7 +13,7 @@ from glassbus.transport.sqlite.requests import Request
 class Mailbox:
     """An inbox that its one reader can sleep on. A clock's `Sleeper`.
 
-    `put`, `poke`, `quiesce` and `due` may be called from any thread; `items` and `sleep`
+    `put`, `wake`, `poke`, `quiesce` and `due` may be called from any thread; `items` and `sleep`
     belong to the reader.
     """
 
@@ -27,10 +27,13 @@ class Mailbox:
         self.closed = False
 
     def put(self, request: Request) -> None:
-        """Add `request` and wake the reader if it sleeps. Does not block."""
+        """Add `request`; the reader takes it when it next looks. `wake` makes it look."""
         self.items.append(request)
+
+    def wake(self) -> None:
+        """Wake the reader if it sleeps. Does not block."""
         # The reader says that it sleeps before it looks at the items for the last time, so
-        # either it sees this one or we see that it sleeps.
+        # either it sees what was put before or we see that it sleeps.
         if self._asleep:
             with self._condition:
                 self._condition.notify_all()

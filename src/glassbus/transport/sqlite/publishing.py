@@ -31,41 +31,14 @@ DUPLICATE_WINDOW_S = 600.0
 
 _MESSAGES = Bulk(
     "messages",
-    (
-        "seq",
-        "id",
-        "topic",
-        "codec",
-        "headers",
-        "body",
-        "priority",
-        "key",
-        "published_at",
-        "due_at",
-        "expires_at",
-        "fanout",
-        "remember_until",
-        "digest",
-        "routed",
-    ),
+    "seq id topic codec headers body priority key published_at due_at expires_at fanout remember_until digest routed",
 )
 _DELIVERIES = Bulk(
-    "deliveries",
-    (
-        "id",
-        "message",
-        "subscription",
-        "state",
-        "lane",
-        "priority",
-        "key",
-        "attempt",
-        "owner",
-        "due",
-        "expires_at",
-        "position",
-    ),
+    "deliveries", "id message subscription state lane priority key attempt owner due expires_at position"
 )
+# Most messages: for one subscription, without key, delay, expiry or an id to remember.
+_PLAIN_MESSAGES = Bulk("messages", "seq id topic codec headers body priority published_at")
+_PLAIN_DELIVERIES = Bulk("deliveries", "id message subscription state priority attempt owner position")
 _KNOWN = "SELECT id, topic, codec, body, digest, routed, remember_until, seq FROM messages WHERE id IN carray(?)"
 _TOMBSTONE = """
 INSERT INTO messages (seq, id, topic, codec, headers, body, priority, key, published_at, due_at, expires_at, fanout,
@@ -95,9 +68,9 @@ class Publishing:
         self._here: dict[str, Envelope] = {}
         self._messages: list[Any] = []
         self._fresh: list[Fresh] = []
+        self._plain_messages: list[Any] = []
+        self._plain_fresh: list[Fresh] = []
         self._overflow: list[tuple[Fresh, Queue]] = []
-        #: Queues whose new deliveries may be claimed.
-        self.filled: dict[Queue, None] = {}
 
     def look_up(self, requests: Sequence[Publish]) -> None:
         """Ask the store once which of all the ids it knows."""
@@ -138,18 +111,47 @@ class Publishing:
     def _take(self, request: Publish, blocked: set[Queue]) -> list[Stored] | None:
         """Store `request` if there is room; None if not. Changes nothing unless it is stored."""
         batch = request.batch
-        if len(batch) == 1 and not request.uncertain:
+        if len(batch) == 1 and not (request.uncertain or self._storage_full):
             envelope = batch[0]
-            if envelope.id not in self._known and envelope.id not in self._here and not self._storage_full:
+            if envelope.id not in self._known and envelope.id not in self._here:
                 route = self._books.route(envelope.topic)
                 for queue in route.queues:
                     if queue in blocked or queue.ready + queue.scheduled + queue.retrying >= queue.spec.capacity:
                         break
                 else:
-                    self._store(envelope, route)
                     request.stored = (envelope.id,)
+                    if len(route.queues) == 1 and not (
+                        envelope.remember or envelope.due_at or envelope.expires_at or envelope.key is not None
+                    ):
+                        self._store_plain(envelope, route)
+                    else:
+                        self._store(envelope, route)
                     return [route.stored]
         return self._take_slowly(request, blocked)
+
+    def _store_plain(self, envelope: Envelope, route: Route) -> None:
+        """`_store`, of what most messages are, into a queue with room."""
+        books, queue = self._books, route.queues[0]
+        lanes = self._claiming.lanes(queue)
+        seq = books.next_id
+        books.next_id = seq + 1
+        self._here[envelope.id] = envelope
+        self._plain_messages += (
+            seq,
+            envelope.id,
+            envelope.topic,
+            envelope.codec,
+            encode_headers(envelope.headers) if envelope.headers else None,
+            envelope.body,
+            envelope.priority,
+            envelope.published_at,
+        )
+        fresh = Fresh(seq, seq, envelope, queue, route)
+        self._plain_fresh.append(fresh)
+        lanes.fresh[envelope.priority].append(fresh)
+        queue.accepted += 1
+        queue.ready += 1
+        books.dirty.add(queue)
 
     def _take_slowly(self, request: Publish, blocked: set[Queue]) -> list[Stored] | None:
         """The general case: several messages, known ids, full queues."""
@@ -255,7 +257,6 @@ class Publishing:
             else:
                 queue.ready += 1
                 lanes.fresh[envelope.priority].append(fresh)
-                self.filled[queue] = None
             if envelope.expires_at:
                 txn.expiry_at = min(txn.expiry_at, envelope.expires_at)
 
@@ -289,8 +290,14 @@ class Publishing:
     def write(self) -> None:
         """Insert what was admitted, each delivery in the state it has by now."""
         connection = self._txn.connection
+        _PLAIN_MESSAGES.insert(connection, self._plain_messages)
         _MESSAGES.insert(connection, self._messages)
         values: list[Any] = []
+        for fresh in self._plain_fresh:
+            id_, envelope = fresh.id, fresh.envelope
+            values += (id_, id_, fresh.queue.id, fresh.state, envelope.priority, fresh.attempt, fresh.owner, id_)
+        _PLAIN_DELIVERIES.insert(connection, values)
+        values = []
         for fresh in self._fresh:
             envelope = fresh.envelope
             values += (

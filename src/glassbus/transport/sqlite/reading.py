@@ -20,7 +20,7 @@ from glassbus.transport.sqlite.store import translate
 _ACCOUNTS = f"SELECT name, {', '.join(COUNTS)} FROM subscriptions ORDER BY id"  # noqa: S608 - constant names
 _GONE = "SELECT accepted, handled, expired, discarded FROM gone"
 
-# The oldest of what is ready, by a few look-ups in the index, and of what waits for a retry.
+# The oldest of those at the heads of the queue, by a few look-ups in the index, and of what waits for a retry.
 _QUEUES = """
 SELECT s.name, s.pattern, s.capacity, s.strict_key, s.paused, s.forced,
   (SELECT count(*) FROM consumers AS c WHERE c.subscription = s.id),
@@ -28,8 +28,8 @@ SELECT s.name, s.pattern, s.capacity, s.strict_key, s.paused, s.forced,
     SELECT m.published_at FROM messages AS m WHERE m.seq = (
       SELECT d.message FROM deliveries AS d WHERE d.id = (
         SELECT min(first) FROM (
-          SELECT (SELECT min(id) FROM deliveries AS r WHERE r.state = 0 AND r.subscription = s.id
-                  AND r.lane = l.column1 AND r.priority = p.column1) AS first
+          SELECT (SELECT id FROM deliveries AS r WHERE r.state = 0 AND r.subscription = s.id AND r.lane = l.column1
+                  AND r.priority = p.column1 ORDER BY r.position, r.id LIMIT 1) AS first
           FROM (VALUES (0), (1), (2)) AS l, (VALUES (0), (1), (2), (3)) AS p
           UNION ALL
           SELECT min(id) FROM deliveries AS w WHERE s.retrying > 0 AND w.state = 2 AND w.subscription = s.id

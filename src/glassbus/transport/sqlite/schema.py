@@ -89,10 +89,10 @@ CREATE TABLE messages (
   priority       INTEGER NOT NULL,
   key            TEXT,
   published_at   REAL    NOT NULL,
-  due_at         REAL    NOT NULL,
-  expires_at     REAL    NOT NULL,
-  fanout         INTEGER NOT NULL,
-  remember_until REAL    NOT NULL,
+  due_at         REAL    NOT NULL DEFAULT 0,
+  expires_at     REAL    NOT NULL DEFAULT 0,
+  fanout         INTEGER NOT NULL DEFAULT 1,
+  remember_until REAL    NOT NULL DEFAULT 0,
   digest         BLOB,
   routed         TEXT
 ) STRICT;

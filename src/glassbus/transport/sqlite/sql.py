@@ -35,10 +35,11 @@ def texts(values: Collection[str]) -> Any:
 class Bulk:
     """Inserts many rows by few statements."""
 
-    def __init__(self, table: str, columns: Sequence[str]) -> None:
-        self._width = len(columns)
+    def __init__(self, table: str, columns: str) -> None:
+        names = columns.split()
+        self._width = len(names)
         row = f"({','.join('?' * self._width)})"
-        head = f"INSERT INTO {table} ({','.join(columns)}) VALUES "  # noqa: S608 - constant names
+        head = f"INSERT INTO {table} ({','.join(names)}) VALUES "  # noqa: S608 - constant names
         self._statements = [(n, head + ",".join([row] * n)) for n in _CHUNKS]
 
     def insert(self, connection: apsw.Connection, values: Sequence[Any]) -> None:

@@ -37,6 +37,7 @@ from glassbus.transport.sqlite.requests import (
     Flush,
     Publish,
     Remember,
+    Request,
     Settlement,
 )
 from glassbus.transport.sqlite.store import Store, disk_free
@@ -94,6 +95,7 @@ class SqliteTransport:
             clock,
             self._member,
             self._post,
+            lambda: self._loop.is_closed(),
             reserve_bytes=free_space_reserve_bytes,
             ask_space=ask_free_space,
         )
@@ -101,6 +103,7 @@ class SqliteTransport:
         self._listener: Listener
         self._loop: asyncio.AbstractEventLoop
         self._process = 0
+        self._waking = False
         self._state: Literal["new", "open", "closed"] = "new"
         self._last: tuple[Ledger, dict[str, QueueState]] | None = None
 
@@ -131,7 +134,7 @@ class SqliteTransport:
             return 0, 0
         self._state = "closed"
         closed: asyncio.Future[int] = self._loop.create_future()
-        self._writer.put(Close(closed))
+        self._put(Close(closed))
         try:
             await asyncio.wait({closed}, timeout=max(0.0, deadline_s))
         finally:
@@ -151,7 +154,25 @@ class SqliteTransport:
                 f"{self.address} was opened by process {self._process}; a forked child must open a bus of its own"
             )
 
-    # Answers from the writer
+    # Requests to the writer, and its answers
+
+    def _put(self, request: Request) -> None:
+        """Hand `request` over, and wake the writer once this turn of the loop is over.
+
+        So what one turn brings goes into one commit: a settlement and the next claim of the
+        same slot, and all that the last answers set going.
+        """
+        self._writer.put(request)
+        if not self._waking:
+            self._waking = True
+            try:
+                self._loop.call_soon(self._wake)
+            except RuntimeError:  # the loop is closed, and takes nothing more
+                self._wake()
+
+    def _wake(self) -> None:
+        self._waking = False
+        self._writer.mailbox.wake()
 
     def _post(self, answers: Answers) -> bool:
         """Take answers to the loop. On the writer's thread; False when the loop is closed."""
@@ -199,7 +220,7 @@ class SqliteTransport:
     async def _call(self, work: Callable[[Transaction], Result]) -> Result:
         self._check()
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._writer.put(Call(work, future))
+        self._put(Call(work, future))
         return await future
 
     # Publishing
@@ -211,11 +232,11 @@ class SqliteTransport:
         future: asyncio.Future[Sequence[Stored]] = self._loop.create_future()
         now = self._clock.monotonic()
         request = Publish(batch, future, now, now + wait_s)
-        self._writer.put(request)
+        self._put(request)
         try:
             return await future
         except asyncio.CancelledError:
-            self._writer.put(Remember(request))
+            self._put(Remember(request))
             raise
 
     def publish_now(self, envelope: Envelope, /) -> Stored | None:
@@ -231,7 +252,7 @@ class SqliteTransport:
     async def claim(self, name: str, /) -> Delivery:
         self._check()
         future: asyncio.Future[Delivery] = self._loop.create_future()
-        self._writer.put(Claim(name, future))
+        self._put(Claim(name, future))
         try:
             return await future
         except asyncio.CancelledError:
@@ -246,20 +267,20 @@ class SqliteTransport:
             recovering=delivery.recovering,
             first_failed_at=delivery.first_failed_at,
         )
-        self._writer.put(Settlement(delivery, decision, _nobody_asks))
+        self._put(Settlement(delivery, decision, _nobody_asks))
 
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         if self._process != os.getpid():
             recorded(delivery, decision, False)  # a forked child settles nothing of its parent's
             return
-        self._writer.put(Settlement(delivery, decision, recorded))
+        self._put(Settlement(delivery, decision, recorded))
 
     async def flush(self) -> None:
         if self._state != "open":
             return
         self._check()
         future: asyncio.Future[None] = self._loop.create_future()
-        self._writer.put(Flush(future))
+        self._put(Flush(future))
         await future
 
     # Looking

@@ -40,7 +40,8 @@ class Writer:
     """The writer's thread and its state between transactions.
 
     `start`, `put`, `abandon` and `join` are for the loop, the rest runs on the thread. `post`
-    takes answers to the loop, in order; False means that the loop is gone.
+    takes answers to the loop, in order; False means that the loop is gone. Then what it had
+    in flight is given back, and the thread ends.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Writer:
         clock: Clock,
         member: Membership,
         post: Callable[[Answers], bool],
+        loop_is_gone: Callable[[], bool],
         *,
         reserve_bytes: int,
         ask_space: Callable[[str], int] = disk_free,
@@ -58,6 +60,7 @@ class Writer:
         self._clock = clock
         self._member = member
         self._post_to_loop = post
+        self._loop_is_gone = loop_is_gone
         self._reserve_bytes = reserve_bytes
         self._ask_space = ask_space
         self._thread = threading.Thread(target=self._run, name="glassbus-sqlite", daemon=True)
@@ -86,7 +89,7 @@ class Writer:
         self._thread.start()
 
     def put(self, request: Request) -> None:
-        """Hand a request over. Does not block."""
+        """Hand a request over; `mailbox.wake` must follow. Does not block."""
         self.mailbox.put(request)
         if self.mailbox.closed:
             self._refuse_all(TransportError(f"the store {self._store.name} is closed"))
@@ -188,6 +191,8 @@ class Writer:
             if answers:
                 self._post(answers)
             return False
+        if now >= self._upkeep_at:
+            self._look_around(now)
         if backlog.urgent or health.failing:
             return True
         if backlog.claimed_anew:
@@ -195,8 +200,6 @@ class Writer:
             queues = self._books.queues
             if any(name not in queues or (queues[name].claimable and not queues[name].hold.held) for name in names):
                 return True
-        if now >= self._upkeep_at:
-            self._look_around(now)
         retry, scheduled, expiry = self._next_due
         if now >= min(retry, self._member.renew_at, backlog.next_deadline()):
             return True
@@ -214,6 +217,7 @@ class Writer:
             raise TransportError(
                 f"{self._store.name} was deleted or replaced while it was open; nothing more is stored"
             )
+        self._orphaned = self._orphaned or self._loop_is_gone()
         self._member.look(self._books, now)
         self._old_ids = upkeep.has_old_ids(self._store.connection, self._clock.wall())
 
