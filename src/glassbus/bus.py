@@ -122,9 +122,8 @@ class MessageBus:
         self._addresses = addresses(url)
         self.clock: Clock = clock if clock is not None else SystemClock()
         self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
-        self._transport: Transport = make_transport(
-            self._addresses, settings=self.settings, clock=self.clock, durability=durability
-        )
+        self._durability = durability
+        self._transport = self._make_transport()
         self._level = self._transport.features.level
         self._patience_s = publish_timeout
         self.journal = Journal()
@@ -147,6 +146,9 @@ class MessageBus:
             self.observe(make(self))
         for observer in observers:
             self.observe(observer)
+
+    def _make_transport(self) -> Transport:
+        return make_transport(self._addresses, settings=self.settings, clock=self.clock, durability=self._durability)
 
     def __repr__(self) -> str:
         return f"MessageBus({self._transport.address!r}, name={self.name!r}, {self._state})"
@@ -301,7 +303,10 @@ class MessageBus:
     # Starting and stopping
 
     async def start(self) -> None:
-        """Open the store and start every subscription. Raises ConfigurationError or TransportError."""
+        """Open the store and start every subscription. Raises ConfigurationError or TransportError.
+
+        A start that failed, or was cancelled, can be made again.
+        """
         if self._state != "new":
             raise ConfigurationError(f"bus {self.name!r} is {self._state}; a bus starts once: make a new one")
         self._state = "starting"
@@ -310,13 +315,23 @@ class MessageBus:
             for subscription in list(self._subscriptions.values()):
                 await self._run(subscription)
         except BaseException:
-            self._state = "new"
-            await self._transport.close(0.0)
-            self._workers.clear()
+            await self._take_back_start()
             raise
         self._state = "running"
         self.hub.state(BusStarted(at=self._wall(), bus=self.name, transport=self._transport.address))
         self._pulse.start()
+
+    async def _take_back_start(self) -> None:
+        for worker in self._workers.values():
+            worker.halt()
+        self._workers.clear()
+        try:
+            await self._transport.close(_CLOSE_S)
+        finally:
+            self._transport = self._make_transport()  # one is opened once
+            self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
+            self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._learn)
+            self._state = "new"
 
     async def stop(self, deadline: float = 30.0) -> None:
         """End intake, let running handlers finish within `deadline` seconds, give the rest back.

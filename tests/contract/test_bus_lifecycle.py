@@ -736,3 +736,29 @@ def test_a_busy_hour_is_accounted_for(store: Store, seed: int) -> None:
         assert counts["RetryScheduled"] > 10
 
     store.run_bus(scenario, seed=seed)
+
+
+@pytest.mark.parametrize("steps", range(8))
+def test_a_start_that_is_cancelled_leaves_nothing_behind_and_can_be_made_again(store: Store, steps: int) -> None:
+    async def scenario(house: House) -> None:
+        bus, got = house.bus(), []
+
+        @bus.subscribe("orders.*", name="s")
+        async def handler(payload: int) -> None:
+            got.append(payload)
+
+        starting = asyncio.ensure_future(bus.start())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        starting.cancel()
+        (outcome,) = await asyncio.gather(starting, return_exceptions=True)
+        if isinstance(outcome, asyncio.CancelledError):
+            assert not bus.running
+            await bus.start()
+        await bus.publish("orders.created", 1)
+        await bus.drain()
+        assert got == [1]
+        await bus.stop()
+        assert house.seen.names().count("BusStopped") == 1
+
+    store.run_bus(scenario)
