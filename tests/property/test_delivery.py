@@ -120,8 +120,7 @@ def test_every_outcome_leads_to_a_legal_state_with_exactly_its_facts(data: st.Da
     if decision.state is State.DEAD_LETTERED:
         assert decision.report is outcome.report  # type: ignore[union-attr]
         assert decision.reason
-        assert decision.first_failed_at in (delivery.first_failed_at, NOW)
-        assert decision.first_failed_at > 0
+        assert decision.first_failed_at == (delivery.first_failed_at or NOW)
     if decision.state in FINAL | {State.DEAD_LETTERED}:
         assert decision.recovering is None
         assert decision.delay_s == 0
@@ -141,6 +140,8 @@ def test_a_retry_says_the_delay_that_is_used_and_leaves_attempts(data: st.DataOb
     scheduled = decision.facts[-1]
     assert isinstance(scheduled, RetryScheduled)
     assert scheduled.delay_s == decision.delay_s == retry.delay(attempt, lambda: 0.5)
+    assert not scheduled.postponed
+    assert decision.first_failed_at == NOW
     assert scheduled.next_attempt == attempt + 1
     assert decision.attempt == attempt
     assert decision.recovering == (failure.category.value, scheduled.action)
@@ -157,6 +158,10 @@ def test_what_is_not_worth_a_retry_is_dead_lettered_at_once() -> None:
 
 def test_a_dead_owner_is_not_charged_for_the_claim_that_found_it() -> None:
     delivery = Delivery(ENVELOPE, "s", "d", attempt=6)
+    early = decide(
+        Delivery(ENVELOPE, "s", "d", attempt=2), OwnerGone(report()), Retry(max_attempts=5), NOW, lambda: 0.0
+    )
+    assert early.attempt == 1
     for max_attempts in (5, 3):  # 3: owners died once more while they were about to dead-letter it
         decision = decide(delivery, OwnerGone(report()), Retry(max_attempts=max_attempts), NOW, lambda: 0.0)
         assert (decision.state, decision.reason, decision.attempt) == (State.DEAD_LETTERED, "owner_died", max_attempts)
@@ -183,6 +188,25 @@ def test_a_recovery_is_timed_from_the_first_failure() -> None:
         "succeeded",
         5,
     )
+
+
+def test_a_wall_clock_set_back_yields_no_negative_duration() -> None:
+    delivery = Delivery(
+        ENVELOPE, "s", "d", attempt=2, recovering=("timeout_error", "delayed_retry"), first_failed_at=NOW + 100
+    )
+    ended = decide(delivery, Handled(0.1), Retry(), NOW, lambda: 0.0).facts[0]
+    assert isinstance(ended, RecoveryEnded)
+    assert ended.duration_s == 0
+
+
+def test_a_late_success_is_told_as_one() -> None:
+    for late in (True, False):
+        (handled,) = decide(
+            Delivery(ENVELOPE, "s", "d", attempt=1), Handled(2.5, late), Retry(), NOW, lambda: 0.0
+        ).facts
+        assert isinstance(handled, DeliveryHandled)
+        assert (handled.late, handled.duration_s) == (late, 2.5)
+    assert not Handled(1.0).late
 
 
 @pytest.mark.parametrize("attempt", [1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassbus.policy.ledger import Account, Ledger
+from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.overflow import Rung, next_rung
 
 COUNT = st.integers(0, 1000)
@@ -46,6 +46,11 @@ def test_a_ledger_of_balanced_accounts_balances_and_adds_up(accounts: dict[str, 
     total = ledger.total
     assert total.accepted == total.pending + total.in_flight + total.settled
     assert total.accepted == gone.accepted + sum(a.accepted for a in accounts.values())
+
+
+def test_an_audit_with_a_problem_is_not_ok() -> None:
+    assert Audit(Ledger({}), Ledger({}), 0).ok
+    assert not Audit(Ledger({}), Ledger({}), 0, ("one delivery is in two places",)).ok
 
 
 @given(ACCOUNT, st.sampled_from(("accepted", *PLACES)), st.integers(1, 5))

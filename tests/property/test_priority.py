@@ -14,6 +14,10 @@ from glassbus.policy.priority import CYCLE, WEIGHTS, PriorityTurn
 TOTAL = sum(WEIGHTS.values())
 
 
+def test_the_weights_are_as_documented() -> None:
+    assert WEIGHTS == {Priority.CRITICAL: 8, Priority.HIGH: 4, Priority.NORMAL: 2, Priority.LOW: 1}
+
+
 def test_shares_over_a_cycle_are_exactly_the_weights() -> None:
     assert Counter(CYCLE) == Counter({int(p): w for p, w in WEIGHTS.items()})
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +108,46 @@ def test_postponed_retries_are_spread_at_the_rate(per_second: float, retries: in
     at = [budget.spend(0.0) for _ in range(free + retries)][free:]
     within = [t for t in at if t < 60]
     assert all(b - a >= 1 / per_second - 1e-6 for a, b in itertools.pairwise(within))
+
+
+def test_the_defaults_are_as_documented() -> None:
+    assert msgspec.structs.asdict(Retry()) == {
+        "max_attempts": 5,
+        "immediate": 1,
+        "base_delay": 0.2,
+        "multiplier": 2.0,
+        "max_delay": 5.0,
+        "budget": 0.2,
+        "budget_per_second": 10.0,
+        "dead_letter_on": (),
+    }
+    assert Retry(max_attempts=1, multiplier=1).max_attempts == 1
+    assert Retry(max_attempts=1_000_000).max_attempts == 1_000_000
+    with pytest.raises(ConfigurationError):
+        Retry(max_attempts=1_000_001)
+
+
+def test_a_budget_counts_to_the_token() -> None:
+    budget = RetryBudget(share=0.5, per_second=20.0, now=0.0)
+    assert budget.tokens == 200  # ten seconds' worth at first, and never more
+    budget.earn(1000)
+    assert budget.tokens == 200
+    assert [budget.spend(0.0) for _ in range(200)] == [0.0] * 200
+    assert budget.spend(0.0) == 1 / 20
+    assert budget.spend(0.0) == 2 / 20
+    budget.earn(4)  # two tokens: what was overdrawn
+    assert budget.tokens == 0
+    assert budget.spend(0.5) == 0.0  # half a second brought ten
+    assert budget.tokens == 9
+    budget.spend(1000.0)
+    assert budget.tokens == 199
+
+
+def test_a_budget_without_a_rate_has_ten_tokens_and_then_a_minute() -> None:
+    budget = RetryBudget(share=0.0, per_second=0.0, now=0.0)
+    assert [budget.spend(float(n)) for n in range(11)] == [0.0] * 10 + [60.0]
+    slow = RetryBudget(share=0.0, per_second=0.5, now=0.0)
+    assert [slow.spend(0.0) for _ in range(50)][9:] == [0.0, *(min(60.0, n * 2.0) for n in range(1, 41))]
 
 
 def test_time_that_goes_back_earns_nothing() -> None:
