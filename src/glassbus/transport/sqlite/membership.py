@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from glassbus.transport.sqlite import owners, upkeep
-from glassbus.transport.sqlite.books import Books
+from glassbus.transport.sqlite.books import Books, Owner
 from glassbus.transport.sqlite.transaction import Transaction
 
 
@@ -20,11 +20,11 @@ class Membership:
         self.renew_at = 0.0
         self._folder = Path()
         self._lock: owners.OwnerLock | None = None
-        self._lost: dict[int, int] = {}
+        self._suspected: list[int] = []
 
     @property
-    def others_lost(self) -> bool:
-        return bool(self._lost)
+    def suspects_others(self) -> bool:
+        return bool(self._suspected)
 
     def open(self, store: Path, txn: Transaction) -> None:
         """Take back what dead owners left, and register."""
@@ -47,17 +47,18 @@ class Membership:
         self.renew_at = txn.monotonic + self.lease_s / 3
 
     def look(self, books: Books, monotonic: float) -> None:
-        """See which of the other owners are lost. Outside a transaction, or in one."""
-        for owner in books.owners.values():
-            if owner.id != self.id:
-                why = owners.lost(owner, self._folder, self.boot, monotonic)
-                if why:
-                    self._lost[owner.id] = why
+        """See which of the other owners seem lost. Outside a transaction, so `books` may be out of date."""
+        self._suspected = [o.id for o in books.owners.values() if o.id != self.id and self._why_lost(o, monotonic)]
+
+    def _why_lost(self, owner: Owner, monotonic: float) -> int:
+        return owners.lost(owner, self._folder, self.boot, monotonic)
 
     def expel_lost(self, txn: Transaction) -> None:
-        for id_, why in self._lost.items():
+        for id_ in self._suspected:
             owner = txn.books.owners.get(id_)
-            if owner is not None:  # else another process was faster
+            # Looked at again: it may have renewed its lease, or another process was faster.
+            why = 0 if owner is None else self._why_lost(owner, txn.monotonic)
+            if owner is not None and why:
                 upkeep.expel(txn, owner, why)
 
     def renew(self, txn: Transaction) -> None:
@@ -66,7 +67,7 @@ class Membership:
 
     def committed(self, monotonic: float) -> None:
         """What the transaction did for us is stored."""
-        self._lost = {}
+        self._suspected = []
         if monotonic >= self.renew_at:
             self.renew_at = monotonic + self.lease_s / 3
 

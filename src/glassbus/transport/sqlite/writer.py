@@ -203,7 +203,7 @@ class Writer:
         retry, scheduled, expiry = self._next_due
         if now >= min(retry, self._member.renew_at, backlog.next_deadline()):
             return True
-        if self._clock.wall() >= min(scheduled, expiry) or self._member.others_lost or self._old_ids:
+        if self._clock.wall() >= min(scheduled, expiry) or self._member.suspects_others or self._old_ids:
             return True
         if now >= self._poll_at:
             self._poll_at = now + (POLL_S if backlog.somebody_waits else UPKEEP_S)
