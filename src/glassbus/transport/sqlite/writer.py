@@ -191,9 +191,11 @@ class Writer:
             if answers:
                 self._post(answers)
             return False
+        if health.failing:
+            return True
         if now >= self._upkeep_at:
             self._look_around(now)
-        if backlog.urgent or health.failing:
+        if backlog.urgent:
             return True
         if backlog.claimed_anew:
             names, backlog.claimed_anew = backlog.claimed_anew, set()
