@@ -141,18 +141,33 @@ class BreakerMachine(RuleBasedStateMachine):
         else:
             self.breaker.release(permit)
 
+    @precondition(lambda self: self.state is CLOSED)
     @rule()
-    def force_open(self) -> None:
-        self.moved(self.breaker.force_open(), None if self.state is FORCED_OPEN else FORCED_OPEN)
+    def it_trips(self) -> None:
+        while self.state is CLOSED:
+            self.a_call_fails()
 
+    @precondition(lambda self: self.state is OPEN)
     @rule()
-    def disable(self) -> None:
-        self.moved(self.breaker.disable(), None if self.state is DISABLED else DISABLED)
+    def the_wait_is_over(self) -> None:
+        self.now = max(self.now, self.opened_at + OPEN_FOR)
+        self.tick()
+        assert self.state is HALF_OPEN
 
+    @precondition(lambda self: self.state is HALF_OPEN)
     @rule()
-    def reset(self) -> None:
-        self.in_a_row = 0
-        self.moved(self.breaker.reset(), None if self.state is CLOSED else CLOSED)
+    def every_probe_that_can_is_admitted(self) -> None:
+        for _ in range(self.probes + 1):
+            self.admit()
+
+    @rule(action=st.sampled_from(["force_open", "disable", "reset"]), really=st.integers(0, 3))
+    def an_operator_acts(self, action: str, really: int) -> None:
+        if really:  # seldom, or nothing else would ever happen
+            return
+        if action == "reset":
+            self.in_a_row = 0
+        to = {"force_open": FORCED_OPEN, "disable": DISABLED, "reset": CLOSED}[action]
+        self.moved(getattr(self.breaker, action)(), None if self.state is to else to)
 
     @invariant()
     def the_breaker_is_where_the_model_is(self) -> None:
@@ -187,6 +202,108 @@ def test_an_illegal_transition_is_impossible(from_state: BreakerState, to_state:
     breaker.state = from_state
     with pytest.raises(AssertionError, match="illegal"):
         breaker._move(to_state, "because")
+
+
+def opened(probes: int = 1, **options: float) -> Breaker[str]:
+    breaker: Breaker[str] = Breaker(ConsecutiveFailures(THRESHOLD), open_for_s=OPEN_FOR, probes=probes, **options)
+    moved = [breaker.failed("k", f"cause {n}", 100.0) for n in range(THRESHOLD)]
+    assert moved[:-1] == [None] * (THRESHOLD - 1)
+    assert moved[-1] == Transition(CLOSED, OPEN, "3 failures in a row", ("cause 0", "cause 1", "cause 2"))
+    return breaker
+
+
+def test_it_heals_when_every_probe_succeeds_and_then_counts_from_zero() -> None:
+    breaker = opened(probes=2)
+    assert breaker.admit(109.9) is None
+    assert breaker.tick(109.9) is None
+    assert breaker.tick(110.0) == Transition(OPEN, HALF_OPEN, "open for 10 s")
+    assert [breaker.admit(110.0) for _ in range(3)] == [1, 2, None]
+    assert breaker.succeeded("k", 111.0, 1) is None
+    assert not breaker.has_permits(111.0)
+    assert breaker.succeeded("k", 111.0, 2) == Transition(HALF_OPEN, CLOSED, "2 probes succeeded")
+    assert [breaker.failed("k", "c", 112.0) for _ in range(THRESHOLD - 1)] == [None, None]
+    assert breaker.state is CLOSED
+
+
+def test_a_failed_probe_opens_it_again_for_the_whole_wait() -> None:
+    breaker = opened(probes=2)
+    breaker.tick(110.0)
+    first, second = breaker.admit(110.0), breaker.admit(110.0)
+    assert first
+    assert second
+    assert breaker.failed("k", "the probe", 115.0, first) == Transition(
+        HALF_OPEN, OPEN, "a probe failed", ("the probe",)
+    )
+    assert breaker.succeeded("k", 115.0, second) is None  # of a period that is over
+    assert breaker.tick(124.9) is None
+    assert breaker.tick(125.0) is not None
+    assert [breaker.admit(125.0), breaker.admit(125.0), breaker.admit(125.0)] == [3, 4, None]
+
+
+def test_a_probe_that_never_reports_loses_its_permit_to_the_next() -> None:
+    breaker = opened(probes=1, probe_timeout_s=4.0)
+    breaker.tick(110.0)
+    assert breaker.admit(110.0) == 1
+    assert not breaker.has_permits(113.9)
+    assert breaker.admit(113.9) is None
+    assert breaker.has_permits(114.0)
+    assert breaker.admit(114.0) == 2
+    assert breaker.failed("k", "late", 115.0, 1) is None
+    assert breaker.succeeded("k", 115.0, 2) is not None
+
+
+def test_a_released_permit_is_given_again() -> None:
+    breaker = opened()
+    breaker.tick(110.0)
+    permit = breaker.admit(110.0)
+    assert permit
+    breaker.release(permit)
+    assert breaker.has_permits(110.0)
+    assert breaker.admit(110.0) == permit + 1
+
+
+def test_a_stale_probe_counts_for_nothing_in_a_closed_breaker() -> None:
+    breaker = opened()
+    breaker.tick(110.0)
+    stale = breaker.admit(110.0)
+    assert stale
+    breaker.reset()
+    for _ in range(THRESHOLD - 1):
+        breaker.failed("k", "c", 111.0)
+    assert breaker.failed("k", "stale", 111.0, stale) is None
+    assert breaker.succeeded("k", 111.0, stale) is None  # nor does it forgive
+    assert breaker.failed("k", "c", 111.0) is not None
+
+
+def test_successes_in_bulk_count_only_while_it_is_closed() -> None:
+    breaker: Breaker[str] = Breaker(ConsecutiveFailures(THRESHOLD), open_for_s=OPEN_FOR)
+    for _ in range(THRESHOLD - 1):
+        breaker.failed("k", "c", 1.0)
+    breaker.count_successes(0, 1.0)  # none
+    assert isinstance(breaker.rule, ConsecutiveFailures)
+    assert breaker.rule.count == THRESHOLD - 1
+    breaker.count_successes(1, 1.0)
+    assert breaker.rule.count == 0
+    breaker.failed("k", "c", 1.0)
+    breaker.disable()
+    breaker.count_successes(5, 1.0)
+    assert breaker.rule.count == 1
+    assert breaker.failed("k", "c", 1.0) is None
+    assert breaker.rule.count == 1
+
+
+def test_it_keeps_the_newest_causes_only() -> None:
+    rule = ConsecutiveFailures[int](100)
+    for n in range(100):
+        rule.failed("k", n, 1.0)
+    assert rule.causes() == tuple(range(84, 100))
+    assert ConsecutiveFailures[int](1).tripped(0.0) == ""
+    with pytest.raises(ConfigurationError):
+        ConsecutiveFailures(0)
+    with pytest.raises(ConfigurationError):
+        Breaker(ConsecutiveFailures(), open_for_s=-0.1)
+    assert Breaker(ConsecutiveFailures[int](), open_for_s=0).probe_timeout_s == 60
+    assert ConsecutiveFailures[int]().threshold == 5
 
 
 def test_states_compare_equal_to_their_names_in_any_case() -> None:
