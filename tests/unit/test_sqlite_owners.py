@@ -15,7 +15,7 @@ import pytest
 from sqlite_kit import Desk, peek, play
 
 from glassbus.clock import SystemClock
-from glassbus.errors import TransportError
+from glassbus.errors import TransportError, UnknownSubscription
 from glassbus.facts import OwnerLost
 from glassbus.policy.delivery import State
 from glassbus.testing import VirtualClock
@@ -169,11 +169,11 @@ def test_a_hold_set_by_another_process_holds_here_and_is_told(path: Path) -> Non
     async def scenario(clock: VirtualClock) -> None:
         one, two = await Desk(path, clock).open(), await Desk(path, clock).open()
         await one.declare()
-        await two.transport.set_hold("s", Hold(paused=True))
+        await two.transport.set_hold("s", paused=True)
         await two.publish()
         await one.nothing()
         assert one.ears.holds == [("s", Hold(paused=True))]
-        await two.transport.set_hold("s", Hold())
+        await two.transport.set_hold("s", paused=False)
         assert await one.claim()
         assert one.ears.holds[-1] == ("s", Hold())
         await two.close()
@@ -193,6 +193,34 @@ def test_consumers_are_counted_over_processes(path: Path) -> None:
         assert one.transport.queues()["s"].consumers == 2
         await two.close()
         assert one.transport.queues()["s"].consumers == 1
+        await one.close()
+
+    play(scenario)
+
+
+def test_what_another_process_forgets_is_refused_to_its_holder(path: Path) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        one, two = await Desk(path, clock).open(), await Desk(path, clock).open()
+        for name in ("s", "t"):
+            await one.declare(name)
+        await one.publish(b"a", b"b", b"c")
+        held = [await one.claim("s"), await one.claim("s"), await one.claim("t")]
+        claiming = asyncio.ensure_future(one.transport.claim("s"))
+        await asyncio.sleep(0)
+        await claiming
+        waiting = asyncio.ensure_future(one.transport.claim("s"))
+        await asyncio.sleep(0)
+        assert await two.transport.forget("s") == 3
+        # In one batch with what is still ours, which is recorded all the same.
+        results = await asyncio.gather(
+            one.settle(held[0]), one.settle(held[1], State.RETRYING, delay_s=1.0), one.settle(held[2])
+        )
+        assert results == [False, False, True]
+        with pytest.raises(UnknownSubscription):
+            await waiting
+        assert one.transport.ledger().gone.discarded == 3
+        await one.proven()
+        await two.close()
         await one.close()
 
     play(scenario)
@@ -434,7 +462,7 @@ def test_a_forked_child_is_told_to_open_its_own(path: Path) -> None:
         sys.path.insert(0, sys.argv[2])
         from sqlite_kit import Desk
         from glassbus.clock import SystemClock
-        from glassbus.errors import TransportError
+        from glassbus.errors import TransportError, UnknownSubscription
         warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads: that is the point
 
         async def main():

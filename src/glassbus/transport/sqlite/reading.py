@@ -128,20 +128,28 @@ class Reader:
                 )
             }
 
-    def dead_letters(self, wanted: DeadLetterFilter, limit: int) -> list[DeadLetterRecord]:
-        with self._reading() as connection:
-            return dead_letters(connection, wanted, limit)
-
-    def audit(self) -> Audit:
-        """Recount every row in one consistent view, on a connection of its own. Takes as long as it takes."""
-        connection = self._connect()
+    @contextlib.contextmanager
+    def _reading_long(self) -> Iterator[apsw.Connection]:
+        """One consistent view on a connection of its own, so that `ledger` need not wait for it."""
+        connection: apsw.Connection | None = None
         try:
+            connection = self._connect()
             connection.execute("BEGIN")
-            return _audit(connection)
+            yield connection
         except apsw.Error as error:
             raise _read_failed(error, self._name) from error
         finally:
-            connection.close(force=True)
+            if connection is not None:
+                connection.close(force=True)
+
+    def dead_letters(self, wanted: DeadLetterFilter, limit: int) -> list[DeadLetterRecord]:
+        with self._reading_long() as connection:
+            return dead_letters(connection, wanted, limit)
+
+    def audit(self) -> Audit:
+        """Recount every row. Takes as long as it takes."""
+        with self._reading_long() as connection:
+            return _audit(connection)
 
 
 def _read_failed(error: apsw.Error, name: str) -> GlassbusError:
