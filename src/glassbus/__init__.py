@@ -8,6 +8,7 @@ from glassbus.bus import Drained, MessageBus, default_observers, telemetry_obser
 from glassbus.config import KillSwitch
 from glassbus.deadletters import DeadLetter
 from glassbus.errors import (
+    AttemptsSpent,
     BreakerOpen,
     BusNotRunning,
     ConfigurationError,
@@ -65,6 +66,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Account",
+    "AttemptsSpent",
     "Audit",
     "BreakerOpen",
     "BreakerState",

@@ -17,9 +17,11 @@ from glassbus.errors import (
     ConfigurationError,
     GlassbusError,
     InvalidHeaders,
+    InvalidMessage,
     PublishRejected,
     Rule,
     SubscriptionExists,
+    TransportError,
     UnknownSubscription,
 )
 from glassbus.facts import (
@@ -53,7 +55,7 @@ from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
 from glassbus.switches import Breakers
-from glassbus.transport import Hold, QueueState, Stored, SubscriptionSpec, Transport
+from glassbus.transport import Forced, Hold, QueueState, Stored, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from glassbus.worker import Subscription, Worker
 
@@ -70,9 +72,10 @@ _OUR_FILES = frozenset({__file__, Worker.__init__.__code__.co_filename, Handler.
 
 
 class Drained(frozenset[str]):
-    """What `drain` left behind: the subscriptions that still hold messages. Empty when all is done.
+    """What `drain` left behind: the subscriptions that still hold messages, none when all is done.
 
-    `reasons` says for each why it was left: paused, breaker_open or due_later.
+    `complete` says whether all is done. `reasons` says for each why it was left: paused,
+    breaker_open, due_later or stopped.
     """
 
     reasons: Mapping[str, str]
@@ -81,6 +84,10 @@ class Drained(frozenset[str]):
         made = super().__new__(cls, reasons)
         made.reasons = dict(reasons)
         return made
+
+    @property
+    def complete(self) -> bool:
+        return not self
 
 
 class MessageBus:
@@ -199,16 +206,19 @@ class MessageBus:
         may be async or plain; what it takes is told by its annotation (see `Handler`). It
         is cancelled after `timeout`; if it goes on all the same it keeps its slot until
         `abandon_after` (default 10 x timeout), when its message is dead-lettered. At most `concurrency`
-        attempts run at once, and at most `capacity` messages wait. `strict_key` holds back the messages of a
-        key while one of them waits for a retry.
+        attempts run at once, and at most `capacity` messages wait. A `kill_switch` is on by default
+        (`KillSwitch(enabled=False)` turns it off): it pauses a subscription whose deliveries mostly fail.
+        `strict_key` holds back the messages of a key while one of them waits for a retry.
 
         Raises InvalidPattern, SubscriptionExists, ConfigurationError.
         """
 
+        check_pattern(pattern)  # here and not at the handler: `@bus.subscribe` without a pattern is found at once
+
         def bind(function: Function) -> Function:
             self._bind(
                 Handler(function),
-                check_pattern(pattern),
+                pattern,
                 name=name,
                 retry=retry,
                 timeout=timeout,
@@ -236,6 +246,15 @@ class MessageBus:
         strict_key: bool,
         kill_switch: KillSwitch | None,
     ) -> None:
+        for what, value, kind in (("retry", retry, Retry), ("kill_switch", kill_switch, KillSwitch)):
+            if value is not None and not isinstance(value, kind):
+                raise ConfigurationError(f"{what} must be a {kind.__name__}, not {value!r}")
+        for what, number in (("timeout", timeout), ("abandon_after", abandon_after)):
+            if number is not None and not isinstance(number, int | float):
+                raise ConfigurationError(f"{what} must be seconds, not {number!r}")
+        for what, count in (("concurrency", concurrency), ("capacity", capacity)):
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
+                raise ConfigurationError(f"{what} must be a whole number, not {count!r}")
         known_as = handler.name if name is None else name
         try:
             check_text("subscription name", known_as, 128)
@@ -426,7 +445,7 @@ class MessageBus:
         PublishUncertain names the first message, and all of the batch is to be published again, each with its id.
         """
         sealed: list[Envelope] = []
-        for message in messages:
+        for message in _each(messages):
             one = message if isinstance(message, Outgoing) else Outgoing(*message)
             if self._state != "running" or self._declaring:
                 await self._make_ready(one.topic, one.message_id)
@@ -461,10 +480,16 @@ class MessageBus:
     async def _store(self, batch: Sequence[Envelope], started: float) -> Sequence[Stored]:
         """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""
         try:
-            return await self._transport.publish(batch, 0.0 if current_delivery.get() else self._patience_s)
+            return await self._transport.publish(batch, 0.0 if self._inside_handler() else self._patience_s)
         except BaseException as error:
             self._publisher.not_stored(batch, error, started)
             raise
+
+    def _inside_handler(self) -> bool:
+        """Whether a handler of ours runs here. A task that it left behind inherits its context, but holds no slot."""
+        delivery = current_delivery.get()
+        worker = self._workers.get(delivery.subscription) if delivery is not None else None
+        return worker is not None and worker.holds(delivery)
 
     async def _make_ready(self, topic: object, message_id: str | None) -> None:
         """Wait for subscriptions that are being declared. Raises BusNotRunning."""
@@ -487,10 +512,12 @@ class MessageBus:
         """Wait until the subscriptions that this bus runs have nothing left to do, waiting retries included.
 
         Those held by a pause or an open breaker, and messages due later (`delay`), are left and
-        named in the result. Raises TimeoutError after `timeout` seconds, if given.
+        named in the result; when the bus stops, all that still hold messages are. Raises
+        TimeoutError after `timeout` seconds, if given.
         """
+        self._check_started()
         async with asyncio.timeout(timeout):
-            while True:
+            while self._state == "running":
                 if self._declaring:
                     await asyncio.wait(self._declaring)
                 await self._transport.flush()
@@ -499,17 +526,24 @@ class MessageBus:
                     await self._transport.flush()  # what the store has taken last is told too
                     return Drained(left)
                 await self._progress()
+        while self._state == "stopping":  # noqa: ASYNC110 - the stop at work has a deadline of its own
+            await asyncio.sleep(0.01)
+        accounts = self._transport.ledger().accounts
+        return Drained({name: "stopped" for name in self._workers if name in accounts and accounts[name].pending})
 
     async def _progress(self) -> None:
         """Wait until something is settled here. Another process may do the work, so not for long."""
         settled = asyncio.Event()
         timer = asyncio.get_running_loop().call_later(0.05, settled.set)
-        for worker in self._workers.values():
-            worker.on_settled = settled.set
-        await settled.wait()
-        timer.cancel()
-        for worker in self._workers.values():
-            worker.on_settled = None
+        workers = list(self._workers.values())
+        for worker in workers:
+            worker.on_settled.add(settled.set)
+        try:
+            await settled.wait()
+        finally:
+            timer.cancel()
+            for worker in workers:
+                worker.on_settled.discard(settled.set)
 
     def _unfinished(self) -> tuple[bool, dict[str, str]]:
         busy, left = False, {}
@@ -528,6 +562,10 @@ class MessageBus:
                 left[name] = "due_later"
         return busy, left
 
+    def _check_started(self) -> None:
+        if self._state in ("new", "starting"):
+            raise TransportError(f"bus {self.name!r} is not started: its store is not open yet")
+
     def pause(self, subscription: str) -> asyncio.Future[None]:
         """Stop handing out messages of `subscription`, in every process, and keep them.
 
@@ -539,24 +577,31 @@ class MessageBus:
         """End a `pause`. Awaiting the result waits until that is stored."""
         return self._hold(subscription, paused=False)
 
-    def _hold(self, subscription: str, *, paused: bool | None = None, forced: Any = None) -> asyncio.Future[None]:
+    def _hold(
+        self, subscription: str, *, paused: bool | None = None, forced: Forced | None = None
+    ) -> asyncio.Future[None]:
         """Store a changed hold. It takes effect at once here, and stored it holds for all."""
-        state = self._transport.queues().get(subscription)
-        if state is None:
-            raise UnknownSubscription(f"no subscription {subscription!r}; known are {sorted(self._transport.queues())}")
-        hold = Hold(
-            paused=state.hold.paused if paused is None else paused,
-            forced=state.hold.forced if forced is None else forced,
-        )
+        asyncio.get_running_loop()  # fails on another thread, before anything is changed
+        self._check_started()
+        known = self._transport.queues()
+        if subscription not in known:
+            raise UnknownSubscription(f"no subscription {subscription!r}; known are {sorted(known)}")
         worker = self._workers.get(subscription)
         if worker is not None:
-            worker.gate.hold(hold)
-        return self._in_background("hold", self._store_hold(subscription, state.hold, hold))
+            worker.gate.hold(worker.gate.held.changed(paused, forced))
+        return self._in_background("hold", self._store_hold(subscription, paused, forced))
 
-    async def _store_hold(self, subscription: str, before: Hold, hold: Hold) -> None:
-        await self._transport.set_hold(subscription, hold)
-        if hold.paused != before.paused:
-            kind = SubscriptionPaused if hold.paused else SubscriptionResumed
+    async def _store_hold(self, subscription: str, paused: bool | None, forced: Forced | None) -> None:
+        try:
+            before = await self._transport.set_hold(subscription, paused=paused, forced=forced)
+        except BaseException:
+            stored = self._transport.queues().get(subscription)
+            worker = self._workers.get(subscription)
+            if worker is not None and stored is not None:
+                worker.gate.hold(stored.hold)
+            raise
+        if paused is not None and paused != before.paused:
+            kind = SubscriptionPaused if paused else SubscriptionResumed
             self.hub.state(kind(at=self._wall(), subscription=subscription))
 
     async def forget(self, subscription: str) -> int:
@@ -577,11 +622,16 @@ class MessageBus:
     # Looking
 
     def ledger(self) -> Ledger:
-        """Where every accepted delivery is, as the store has it."""
+        """Where every accepted delivery is, as the store has it; after a stop, as it was left.
+
+        Raises TransportError before the bus is started.
+        """
+        self._check_started()
         return self._transport.ledger()
 
     def queues(self) -> dict[str, QueueState]:
-        """Every subscription in the store, run by this process or not."""
+        """Every subscription in the store, run by this process or not. Raises as `ledger` does."""
+        self._check_started()
         return self._transport.queues()
 
     async def audit(self) -> Audit:
@@ -648,3 +698,13 @@ class _Listener:
 
     def broken(self, error: BaseException, /) -> None:
         self._bus._break(error)
+
+
+def _each(messages: object) -> Iterable[Outgoing | tuple[str, Any]]:
+    """The messages of a batch, their form checked. Raises InvalidMessage."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
+        raise InvalidMessage(f"publish_many takes an iterable of messages, not {type(messages).__name__}")
+    for message in messages:
+        if not isinstance(message, Outgoing) and not (isinstance(message, tuple) and len(message) == 2):
+            raise InvalidMessage(f"publish_many takes Outgoing or (topic, payload) tuples, not {repr(message)[:80]}")
+        yield message

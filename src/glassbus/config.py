@@ -90,7 +90,7 @@ class KillSwitch(msgspec.Struct, frozen=True):
 
     It trips when, within `window` seconds, at least `minimum` distinct deliveries were
     seen and at least `ratio` of them fail at their latest attempt. After `open_for` seconds it lets
-    `probes` deliveries through; all must be handled for it to close.
+    `probes` deliveries through; all must be handled for it to close. `enabled=False` turns it off.
     """
 
     window: float = 60.0

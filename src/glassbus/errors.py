@@ -26,6 +26,7 @@ GlassbusError
 │   ├── HandlerCancelled          a CancelledError that nobody here caused
 │   ├── HandlerAbandoned          it ran past `abandon_after`; its slot is lost
 │   ├── OwnerDied                 the process died while handling it
+│   ├── AttemptsSpent             a lowered `max_attempts` allows no further attempt
 │   └── PayloadUndecodable        the stored bytes do not fit the handler's type
 ├── UnknownDeadLetter             no dead letter of that id
 └── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
@@ -190,6 +191,10 @@ class HandlerAbandoned(HandlingError, TimeoutError):
 
 class OwnerDied(HandlingError):
     """The process that ran the handler died in every attempt."""
+
+
+class AttemptsSpent(HandlingError):
+    """The attempts already made are as many as `max_attempts` allows now."""
 
 
 class PayloadUndecodable(HandlingError):

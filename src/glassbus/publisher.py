@@ -95,7 +95,7 @@ class Publisher:
                 f"payload takes {len(body)} bytes; at most {self._bytes_max} are allowed "
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
-        carried = check_headers(headers) if headers else {}
+        carried = {} if headers is None else check_headers(headers)
         if message_id is None and key is None and expires_in is None and not delay and priority is _NORMAL:
             if self._propagators:
                 self._inject(carried)

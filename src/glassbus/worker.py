@@ -18,10 +18,12 @@ import msgspec
 from glassbus.clock import Clock
 from glassbus.config import KillSwitch
 from glassbus.errors import (
+    AttemptsSpent,
     ConfigurationError,
     HandlerAbandoned,
     HandlerCancelled,
     HandlerTimedOut,
+    HandlingError,
     OwnerDied,
     PayloadUndecodable,
     UnknownSubscription,
@@ -44,7 +46,7 @@ from glassbus.policy.delivery import (
     Failed,
     Handled,
     Outcome,
-    OwnerGone,
+    Spent,
     State,
     Stopped,
     decide,
@@ -53,6 +55,7 @@ from glassbus.policy.retry import Retry, RetryBudget
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.tally import Buckets, Tally
 from glassbus.recovery.killswitch import Gate
+from glassbus.slots import CLEAN_UP_S, Deadlines, Slot
 from glassbus.transport import SubscriptionSpec, Transport
 
 #: A first attempt that simply worked: what `decide` says of it, without its fact.
@@ -65,8 +68,6 @@ _enter = current_delivery.set
 _REOPEN_S = 0.05
 #: How soon a slot claims again when the store failed its claim, in seconds.
 _CLAIM_AGAIN_S = 1.0
-#: How long a cancelled handler may clean up before it counts as overdue, in seconds.
-_CLEAN_UP_S = 1.0
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -87,39 +88,6 @@ class Subscription(msgspec.Struct, frozen=True):
             raise ConfigurationError(f"abandon_after ({self.abandon_after!r}) must be at least timeout")
         if not 1 <= self.concurrency <= 10_000:
             raise ConfigurationError(f"concurrency must be 1 to 10,000, not {self.concurrency!r}")
-
-
-class _Slot:
-    """Room for one attempt at a time."""
-
-    __slots__ = (
-        "abandoned_at",
-        "deadline",
-        "delivery",
-        "expired",
-        "permit",
-        "released",
-        "started",
-        "stopped",
-        "task",
-        "touched",
-    )
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.stopped = False  # its handler was told to stop, for good
-        self.delivery: Delivery | None = None
-        self.started = 0.0
-        self.deadline = 0.0
-        self.clear()
-
-    def clear(self) -> None:
-        """Ready for an attempt with nothing special about it."""
-        self.touched = False  # anything below was set
-        self.permit = 0
-        self.expired = False
-        self.released = False  # the delivery was settled over the running handler's head
-        self.abandoned_at = 0.0
 
 
 class Worker:
@@ -147,13 +115,20 @@ class Worker:
         self._clock = clock
         self._sites = sites
         self._uniform = uniform
-        #: Called after each settlement is recorded, while somebody waits for that.
-        self.on_settled: Callable[[], None] | None = None
+        #: Called after each settlement is recorded; entered here while somebody waits for that.
+        self.on_settled: set[Callable[[], None]] = set()
         self._quiet = 0
         self._claims_failed_at = float("-inf")
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
-        self._slots: list[_Slot] = []
-        self._alarm: asyncio.TimerHandle | None = None
+        self._slots: list[Slot] = []
+        self._deadlines = Deadlines(
+            self._slots,
+            monotonic=clock.monotonic,
+            abandon_after_s=subscription.abandon_after,
+            cancels=subscription.handler.is_async,
+            overdue=self._state_overdue,
+            abandon=self._abandon,
+        )
         self._stopping = False
         self._context = copy_context()
         self._monotonic, self._wall = clock.monotonic, clock.wall
@@ -205,15 +180,15 @@ class Worker:
         if not self.subscription.handler.is_async:
             self._threads = Threads(loop, self._clock, self.name)
         for _ in range(self.subscription.concurrency):
-            self._open_slot(_Slot())
+            self._open_slot(Slot())
 
-    def _open_slot(self, slot: _Slot) -> None:
+    def _open_slot(self, slot: Slot) -> None:
         if slot not in self._slots:
             self._slots.append(slot)
         slot.task = self._loop.create_task(self._serve(slot), name=f"glassbus:{self.name}")
         slot.task.add_done_callback(lambda task: self._slot_ended(slot, task))
 
-    def _slot_ended(self, slot: _Slot, task: asyncio.Task[None]) -> None:
+    def _slot_ended(self, slot: Slot, task: asyncio.Task[None]) -> None:
         """The slot's task was cancelled from outside, or the store failed it. It works again soon,
         unless all is ending: a loop that shuts down is gone before the timer fires."""
         error = None if task.cancelled() else task.exception()
@@ -236,7 +211,7 @@ class Worker:
             )
         self._loop.call_later(_CLAIM_AGAIN_S, self._reopen, slot)
 
-    def _reopen(self, slot: _Slot) -> None:
+    def _reopen(self, slot: Slot) -> None:
         if not self._stopping:
             self._open_slot(slot)
 
@@ -253,7 +228,7 @@ class Worker:
         try:
             await self._ended(deadline_s)
             self._cancel_running()
-            await self._ended(_CLEAN_UP_S if self._threads is None else 0.0)
+            await self._ended(CLEAN_UP_S if self._threads is None else 0.0)
         finally:
             self.halt()
 
@@ -270,12 +245,11 @@ class Worker:
         self._cancel_running()
         for slot in self._running():
             self._release(slot, Stopped("stopping"))
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._deadlines.stop()
         if self._threads is not None:
             self._threads.close()
 
-    def _running(self) -> list[_Slot]:
+    def _running(self) -> list[Slot]:
         return [s for s in self._slots if s.task is not None and not s.task.done()]
 
     async def _ended(self, within_s: float) -> None:
@@ -283,16 +257,20 @@ class Worker:
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)
 
+    def holds(self, delivery: Delivery | None) -> bool:
+        """Whether a slot has `delivery` at work."""
+        return any(slot.delivery is delivery for slot in self._slots)
+
     def runs(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether `task` is one of our slots, and so may not wait for our end."""
         return any(slot.task is task for slot in self._slots)
 
     # One message
 
-    async def _serve(self, slot: _Slot) -> None:
+    async def _serve(self, slot: Slot) -> None:
         """Claim, handle, settle, one delivery after the other, until the worker stops."""
         claim_now, claim, settle = self._transport.claim_now, self._transport.claim, self._transport.settle
-        name, gate, hub, monotonic = self.name, self.gate, self._hub, self._monotonic
+        name, gate, hub, monotonic, deadlines = self.name, self.gate, self._hub, self._monotonic, self._deadlines
         yield_at = 0.0
         while not self._stopping:
             if gate.shut:
@@ -307,8 +285,8 @@ class Worker:
             slot.started = now = monotonic()
             slot.deadline = now + self.timeout_s
             slot.delivery = delivery
-            if self._alarm is None:
-                self._alarm = self._loop.call_later(self.timeout_s, self._ring)
+            if slot.deadline < deadlines.at:
+                deadlines.watch(slot.deadline)
             try:
                 argument = self._argument(delivery.envelope)
                 context = self._context.copy()
@@ -344,7 +322,7 @@ class Worker:
                 await asyncio.sleep(0)
                 yield_at = monotonic() + _TURN_S
 
-    def _admit(self, slot: _Slot, delivery: Delivery) -> bool:
+    def _admit(self, slot: Slot, delivery: Delivery) -> bool:
         """Whether to run a delivery that the gate must judge, or that was claimed before."""
         if self.gate.guarded:
             permit = self.gate.enter()
@@ -355,7 +333,7 @@ class Worker:
         if delivery.redelivered and self._hub.wants(DeliveryRedelivered):
             self._hub.state(DeliveryRedelivered(at=self._wall(), delivery=delivery, reason=delivery.redelivered))
         if delivery.attempt > self.retry.max_attempts:
-            self._poisoned(slot, delivery)
+            self._spent(slot, delivery)
             return False
         return True
 
@@ -390,7 +368,7 @@ class Worker:
         if asyncio.iscoroutine(result):
             await in_context(result, context)
 
-    def _returned(self, slot: _Slot, delivery: Delivery) -> None:
+    def _returned(self, slot: Slot, delivery: Delivery) -> None:
         now = self._clock.monotonic()
         duration_s = now - slot.started
         if slot.released:
@@ -405,7 +383,7 @@ class Worker:
         self.gate.succeeded(delivery, slot.permit, now)
         self._settle(delivery, Handled(duration_s, late))
 
-    def _raised(self, slot: _Slot, delivery: Delivery, error: BaseException) -> None:
+    def _raised(self, slot: Slot, delivery: Delivery, error: BaseException) -> None:
         caught = self._monotonic()
         duration_s = caught - slot.started
         delivery.started_at = self._wall() - duration_s
@@ -438,13 +416,13 @@ class Worker:
         if foreign:
             raise asyncio.CancelledError
 
-    def _foreign_cancel(self, slot: _Slot, error: BaseException) -> bool:
+    def _foreign_cancel(self, slot: Slot, error: BaseException) -> bool:
         """Whether somebody outside cancelled this task: it must end then, or it would outlive its loop."""
         assert slot.task is not None
         ours = int(slot.expired and self._threads is None)
         return isinstance(error, asyncio.CancelledError) and slot.task.cancelling() > ours
 
-    def _forgive(self, slot: _Slot) -> None:
+    def _forgive(self, slot: Slot) -> None:
         """Take back our own cancellation, so that the task goes on as if it had not been."""
         if self._threads is None and slot.task is not None:
             slot.task.uncancel()
@@ -456,19 +434,27 @@ class Worker:
             self.gate.count_successes(quiet)
             self._budget.earn(quiet)
 
-    def _regained(self, slot: _Slot, delivery: Delivery, ran_s: float) -> None:
+    def _regained(self, slot: Slot, delivery: Delivery, ran_s: float) -> None:
         if not slot.abandoned_at:
             return  # given back by a stop
         slot.abandoned_at = 0.0
         self._forgive(slot)
         self._hub.state(SlotRegained(at=self._clock.wall(), delivery=delivery, ran_s=ran_s))
 
-    def _poisoned(self, slot: _Slot, delivery: Delivery) -> None:
-        """Every attempt it had ended in its owner's death, so it is not run again."""
+    def _spent(self, slot: Slot, delivery: Delivery) -> None:
+        """All its attempts were made before: by owners that died, or under a policy that allowed more."""
         self.gate.leave(slot.permit)
         slot.clear()
-        error = OwnerDied(f"the process died or lost its lease in each of {delivery.attempt - 1} attempts")
-        self._settle(delivery, OwnerGone(self._report(delivery, error)))
+        if delivery.redelivered:
+            error: HandlingError = OwnerDied(
+                f"the process died or lost its lease in each of {delivery.attempt - 1} attempts"
+            )
+        else:
+            before = f", the last for {delivery.recovering[0]}" if delivery.recovering is not None else ""
+            error = AttemptsSpent(
+                f"{delivery.attempt - 1} attempts had been made{before}; max_attempts is {self.retry.max_attempts} now"
+            )
+        self._settle(delivery, Spent(self._report(delivery, error), bool(delivery.redelivered)))
 
     def _report(self, delivery: Delivery, error: BaseException) -> Any:
         envelope = delivery.envelope
@@ -512,8 +498,8 @@ class Worker:
             tally = self.tallies[delivery.destination]
             tally.handled += 1
             tally.age.observe(self._wall() - delivery.envelope.published_at)
-            if self.on_settled is not None:
-                self.on_settled()
+            if self.on_settled:
+                self._tell_settled()
             return
         if not accepted:
             self._hub.state(
@@ -531,55 +517,26 @@ class Worker:
         if decision.facts and accepted:
             for fact in decision.facts:
                 self._hub.state(fact)
-        if self.on_settled is not None:
-            self.on_settled()
+        if self.on_settled:
+            self._tell_settled()
 
-    # Deadlines
+    def _tell_settled(self) -> None:
+        for told in tuple(self.on_settled):
+            told()
 
-    def _ring(self) -> None:
-        """Act on every slot past its deadline, and set the alarm for the next one."""
-        now = self._clock.monotonic()
-        self._alarm = None
-        earliest = float("inf")
-        for slot in self._slots:
-            if slot.delivery is None or slot.released:
-                continue
-            if slot.deadline <= now + 1e-9:
-                self._overran(slot, slot.delivery, now)
-            if not slot.released:
-                earliest = min(earliest, slot.deadline)
-        if earliest < float("inf"):
-            self._alarm = self._loop.call_later(max(0.0, earliest - now), self._ring)
-
-    def _overran(self, slot: _Slot, delivery: Delivery, now: float) -> None:
-        """The next step for a handler past its deadline: cancel it, call it overdue, abandon it."""
-        limit = slot.started + self.subscription.abandon_after
-        if not slot.expired:
-            slot.expired = slot.touched = True
-            slot.deadline = limit
-            if self._threads is None:
-                assert slot.task is not None
-                slot.task.cancel()
-                slot.deadline = min(limit, now + _CLEAN_UP_S)
-                return
-            self._state_overdue(delivery)
-        elif now + 1e-9 < limit:
-            slot.deadline = limit
-            self._state_overdue(delivery)
-        else:
-            self._abandon(slot, delivery, now)
+    # Past the deadline
 
     def _state_overdue(self, delivery: Delivery) -> None:
         self._hub.state(AttemptOverdue(at=self._clock.wall(), delivery=delivery, timeout_s=self.timeout_s))
 
-    def _abandon(self, slot: _Slot, delivery: Delivery, now: float) -> None:
+    def _abandon(self, slot: Slot, delivery: Delivery, now: float) -> None:
         ran_s = now - slot.started
         error = HandlerAbandoned(f"handler still ran after {ran_s:.3g} s and could not be stopped; its slot is lost")
         slot.abandoned_at = now
         self.gate.failed(delivery, slot.permit, now)
         self._release(slot, Abandoned(self._report(delivery, error), ran_s))
 
-    def _release(self, slot: _Slot, outcome: Outcome) -> None:
+    def _release(self, slot: Slot, outcome: Outcome) -> None:
         """Settle the delivery while its handler still runs; what that yields later is not used."""
         if slot.delivery is not None and not slot.released:
             slot.released = slot.touched = True

@@ -81,7 +81,7 @@ def test_the_counts_go_on_after_a_reopen(store: Store) -> None:
 def test_subscriptions_holds_and_known_ids_are_kept(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         await desk.declare(capacity=7, strict_key=True)
-        await desk.transport.set_hold("s", Hold(True, "disabled"))
+        await desk.transport.set_hold("s", paused=True, forced="disabled")
         await desk.publish(desk.envelope(b"1", id="once", remember=True))
         await desk.close()
         again = await desk.reopened()

@@ -16,7 +16,7 @@ def test_while_held_nothing_is_claimed_and_everything_is_kept(store: Store, hold
     async def scenario(desk: Desk) -> None:
         await desk.declare()
         await desk.publish(b"1")
-        await desk.transport.set_hold("s", hold)
+        await desk.transport.set_hold("s", paused=hold.paused, forced=hold.forced)
         await desk.nothing()
         assert desk.transport.claim_now("s") is None
         await desk.publish(b"2")
@@ -24,10 +24,10 @@ def test_while_held_nothing_is_claimed_and_everything_is_kept(store: Store, hold
         assert desk.transport.queues()["s"].hold == hold
         claims = [asyncio.ensure_future(desk.transport.claim("s")) for _ in range(2)]
         await asyncio.sleep(SOON_S)
-        await desk.transport.set_hold("s", Hold())
+        await desk.transport.set_hold("s", paused=False, forced="")
         async with asyncio.timeout(SOON_S):
             assert {d.envelope.body for d in await asyncio.gather(*claims)} == {b"1", b"2"}
-        assert desk.ears.holds == [("s", hold), ("s", Hold())]
+        assert desk.ears.holds == [("s", hold), ("s", Hold(False, ""))]
 
     store.run(scenario)
 
@@ -36,7 +36,7 @@ def test_a_disabled_breaker_holds_nothing(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         await desk.declare()
         await desk.publish(b"1")
-        await desk.transport.set_hold("s", Hold(forced="disabled"))
+        await desk.transport.set_hold("s", paused=False, forced="disabled")
         assert (await desk.claim()).attempt == 1
 
     store.run(scenario)
@@ -47,11 +47,11 @@ def test_who_waits_already_is_held_too(store: Store) -> None:
         await desk.declare()
         claiming = asyncio.ensure_future(desk.transport.claim("s"))
         await asyncio.sleep(0)
-        await desk.transport.set_hold("s", Hold(paused=True))
+        await desk.transport.set_hold("s", paused=True)
         await desk.publish(b"1")
         await asyncio.sleep(SOON_S)
         assert not claiming.done()
-        await desk.transport.set_hold("s", Hold())
+        await desk.transport.set_hold("s", paused=False, forced="")
         async with asyncio.timeout(SOON_S):
             assert (await claiming).envelope.body == b"1"
 
@@ -63,7 +63,7 @@ def test_a_held_delivery_in_flight_can_be_settled(store: Store) -> None:
         await desk.declare()
         await desk.publish(b"1")
         delivery = await desk.claim()
-        await desk.transport.set_hold("s", Hold(paused=True))
+        await desk.transport.set_hold("s", paused=True)
         assert await desk.handled(delivery)
         assert desk.account().handled == 1
 
@@ -75,7 +75,7 @@ def test_a_hold_is_of_one_subscription(store: Store) -> None:
         await desk.declare("held", "orders.*")
         await desk.declare("free", "orders.*")
         await desk.publish(b"1")
-        await desk.transport.set_hold("held", Hold(paused=True))
+        await desk.transport.set_hold("held", paused=True)
         await desk.claim("free")
         await desk.nothing("held")
 
@@ -85,7 +85,7 @@ def test_a_hold_is_of_one_subscription(store: Store) -> None:
 def test_declaring_again_tells_the_stored_hold(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         assert await desk.declare() == Hold()
-        await desk.transport.set_hold("s", Hold(True, "disabled"))
+        await desk.transport.set_hold("s", paused=True, forced="disabled")
         assert await desk.declare() == Hold(True, "disabled")
 
     store.run(scenario)
@@ -94,6 +94,6 @@ def test_declaring_again_tells_the_stored_hold(store: Store) -> None:
 def test_an_unknown_subscription_cannot_be_held(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         with pytest.raises(UnknownSubscription):
-            await desk.transport.set_hold("nobody", Hold(paused=True))
+            await desk.transport.set_hold("nobody", paused=True)
 
     store.run(scenario)

@@ -33,7 +33,7 @@ from glassbus.policy.delivery import (
     Handled,
     Outcome,
     Overran,
-    OwnerGone,
+    Spent,
     State,
     Stopped,
     decide,
@@ -56,7 +56,7 @@ OUTCOMES: st.SearchStrategy[Outcome] = st.one_of(
     st.builds(Handled, DURATION, st.booleans()),
     st.builds(Failed, REPORTS, DURATION, st.booleans()),
     st.builds(Abandoned, REPORTS, DURATION),
-    st.builds(OwnerGone, REPORTS),
+    st.builds(Spent, REPORTS),
     st.builds(Stopped, st.sampled_from(["stopping", "breaker_open"])),
     st.builds(Overran),
 )
@@ -95,7 +95,7 @@ def expected_facts(delivery: Delivery, outcome: Outcome, decision: Decision) -> 
             return ["DeliveryGivenBack"]  # the attempt has not ended: the recovery is still under way
         case Overran():
             return [*ended, "DeliveryExpired"]
-        case OwnerGone():
+        case Spent():
             return [*ended, "DeliveryDeadLettered"]
         case Abandoned():
             return ["AttemptFailed", "AttemptAbandoned", *ended, "DeliveryDeadLettered"]
@@ -158,12 +158,10 @@ def test_what_is_not_worth_a_retry_is_dead_lettered_at_once() -> None:
 
 def test_a_dead_owner_is_not_charged_for_the_claim_that_found_it() -> None:
     delivery = Delivery(ENVELOPE, "s", "d", attempt=6)
-    early = decide(
-        Delivery(ENVELOPE, "s", "d", attempt=2), OwnerGone(report()), Retry(max_attempts=5), NOW, lambda: 0.0
-    )
+    early = decide(Delivery(ENVELOPE, "s", "d", attempt=2), Spent(report()), Retry(max_attempts=5), NOW, lambda: 0.0)
     assert early.attempt == 1
     for max_attempts in (5, 3):  # 3: owners died once more while they were about to dead-letter it
-        decision = decide(delivery, OwnerGone(report()), Retry(max_attempts=max_attempts), NOW, lambda: 0.0)
+        decision = decide(delivery, Spent(report()), Retry(max_attempts=max_attempts), NOW, lambda: 0.0)
         assert (decision.state, decision.reason, decision.attempt) == (State.DEAD_LETTERED, "owner_died", max_attempts)
 
 
@@ -287,8 +285,8 @@ class Life(RuleBasedStateMachine):
     def it_ends(self, outcome: Outcome, chance: float) -> None:
         assert self.delivery is not None
         if self.attempt > self.retry.max_attempts:
-            outcome = OwnerGone(report())  # the worker runs no handler beyond the last attempt
-        elif isinstance(outcome, OwnerGone):
+            outcome = Spent(report())  # the worker runs no handler beyond the last attempt
+        elif isinstance(outcome, Spent):
             outcome = Handled(0.1)
         pending = self.delivery.recovering is not None
         decision = decide(self.delivery, outcome, self.retry, self.now, lambda: chance, self.budget, self.now)
@@ -342,7 +340,7 @@ def test_every_kind_of_fact_about_an_attempt_is_reached() -> None:
         Failed(report(), 0.1),
         Failed(report(), 0.1, False),
         Abandoned(report(), 0.1),
-        OwnerGone(report()),
+        Spent(report()),
         Stopped("stopping"),
         Overran(),
     ):

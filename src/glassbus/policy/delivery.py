@@ -86,10 +86,11 @@ class Abandoned(msgspec.Struct, frozen=True):
     duration_s: float
 
 
-class OwnerGone(msgspec.Struct, frozen=True):
-    """Claimed once more than `max_attempts` after its owners died: the handler was not run."""
+class Spent(msgspec.Struct, frozen=True):
+    """Claimed once more than `max_attempts`: the handler was not run. `owner_died`: its owners died in them."""
 
     report: ErrorReport
+    owner_died: bool = True
 
 
 class Stopped(msgspec.Struct, frozen=True):
@@ -102,7 +103,7 @@ class Overran(msgspec.Struct, frozen=True):
     """`expires_in` passed before the attempt could start."""
 
 
-Outcome = Handled | Failed | Abandoned | OwnerGone | Stopped | Overran
+Outcome = Handled | Failed | Abandoned | Spent | Stopped | Overran
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -155,7 +156,9 @@ def decide(
             ended = _recovery_ended(delivery, "failed", now)
             expired = DeliveryExpired(at=now, delivery=delivery)
             return Decision(State.EXPIRED, delivery.attempt - 1, facts=(*ended, expired))
-        case OwnerGone():
+        case Spent(owner_died=False):
+            return _dead_letter(delivery, outcome.report, "attempts_spent", now, delivery.attempt - 1, ())
+        case Spent():
             # The claims that found its owners dead ran no handler.
             ran = min(delivery.attempt - 1, retry.max_attempts)
             return _dead_letter(delivery, outcome.report, "owner_died", now, ran, ())

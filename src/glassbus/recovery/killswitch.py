@@ -35,6 +35,7 @@ class Gate:
         self.succeeded_count = self.failed_count = self.refused = 0
         self.shut = False
         self.guarded = False
+        self.held = Hold()
         self._switch = switch
         self._hub = hub
         self._clock = clock
@@ -94,6 +95,7 @@ class Gate:
 
     def hold(self, hold: Hold) -> None:
         """Take over what is stored for every process."""
+        self.held = hold
         self._paused = hold.paused
         state = self.breaker.state
         if hold.forced == "forced_open":

@@ -60,6 +60,10 @@ class Hold(msgspec.Struct, frozen=True):
     def held(self) -> bool:
         return self.paused or self.forced == "forced_open"
 
+    def changed(self, paused: bool | None, forced: Forced | None) -> Hold:
+        """With the parts given; None leaves one as it is."""
+        return Hold(self.paused if paused is None else paused, self.forced if forced is None else forced)
+
 
 class Stored(msgspec.Struct, frozen=True):
     """The outcome of one publish: the queues it went to, or that the id was known."""
@@ -186,8 +190,11 @@ class Transport(Protocol):
     async def flush(self) -> None:
         """Return when every settlement handed over so far has been recorded."""
 
-    async def set_hold(self, name: str, hold: Hold, /) -> None:
-        """Store `hold` for every process. Raises UnknownSubscription."""
+    async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
+        """Change what is stored about `name` for every process; None leaves that part as it is.
+
+        Returns what was stored before. Raises UnknownSubscription.
+        """
 
     def ledger(self) -> Ledger:
         """The counts as stored. One short read; may be called on any thread."""

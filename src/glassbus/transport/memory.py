@@ -47,6 +47,7 @@ from glassbus.transport import (
     DeadLetterFilter,
     DeadLetterRecord,
     Features,
+    Forced,
     Hold,
     Listener,
     QueueState,
@@ -286,13 +287,16 @@ class MemoryTransport:
         self._room()
         return lost
 
-    async def set_hold(self, name: str, hold: Hold, /) -> None:
+    async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
         queue = self._queue(name)
+        before = queue.hold
+        hold = before.changed(paused, forced)
         queue.hold, queue.held = hold, hold.held
         if not hold.held:
             for _ in range(len(queue.claimers)):
                 queue.wake()
         self._listener.held(name, hold)
+        return before
 
     def _queue(self, name: str) -> _Queue:
         try:

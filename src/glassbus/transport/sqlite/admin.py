@@ -9,7 +9,7 @@ from glassbus.errors import UnknownDeadLetter
 from glassbus.facts import DeliveryDiscarded
 from glassbus.policy.delivery import State
 from glassbus.policy.routing import destination
-from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Hold, SubscriptionSpec
+from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Forced, Hold, SubscriptionSpec
 from glassbus.transport.sqlite import upkeep
 from glassbus.transport.sqlite.sql import numbers, select
 from glassbus.transport.sqlite.transaction import Transaction, decode_report, envelope_of
@@ -50,13 +50,17 @@ def declare(txn: Transaction, spec: SubscriptionSpec, *, consume: bool) -> Hold:
     return books.need(spec.name).hold
 
 
-def set_hold(txn: Transaction, name: str, hold: Hold) -> None:
+def set_hold(txn: Transaction, name: str, paused: bool | None, forced: Forced | None) -> Hold:
+    """Merged in the transaction, so that two processes cannot undo each other's part."""
     queue = txn.books.need(name)
+    before = queue.hold
+    hold = before.changed(paused, forced)
     txn.connection.execute(
         "UPDATE subscriptions SET paused = ?, forced = ? WHERE id = ?", (hold.paused, hold.forced, queue.id)
     )
     txn.books.restructured(txn.connection)
     txn.books.changed_holds[name] = hold
+    return before
 
 
 def forget(txn: Transaction, name: str) -> int:

@@ -149,7 +149,7 @@ class Backlog:
         for waiting in self.claims.values():
             futures += waiting
         answers.failed.extend((future, error) for future in futures)
-        answers.recorded.extend((settlement, False) for settlement in self.settlements)
+        answers.refused.extend(self.settlements)
         self.settlements = []
         self.flushed(answers)
         if self.close is not None and self.close.future is not None:

@@ -55,6 +55,7 @@ class Route(NamedTuple):
     queues: tuple[Queue, ...]
     destination: str
     stored: Stored
+    alone: tuple[Stored]
     ids: str
 
 
@@ -163,7 +164,7 @@ class Books:
             queues = tuple(q for q in self.queues.values() if matches(q.spec.pattern, topic))
             label = destination(topic, (q.spec.pattern for q in queues))
             stored = Stored(tuple(q.name for q in queues))
-            found = Route(queues, label, stored, ",".join(str(q.id) for q in queues))
+            found = Route(queues, label, stored, (stored,), ",".join(str(q.id) for q in queues))
             if len(self._routes) >= _ROUTES_MAX:
                 self._routes.clear()
             self._routes[topic] = found

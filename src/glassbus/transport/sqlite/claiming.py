@@ -74,13 +74,14 @@ class Claiming:
         self._txn = txn
         self._claims = claims
         self._lanes: dict[Queue, Lanes] = {}
-        self._given: list[tuple[asyncio.Future[Delivery], Fresh | int]] = []
+        # What was given to whom, side by side; the queues to undo it if the transaction fails.
+        self._claimers: list[asyncio.Future[Delivery]] = []
+        self._given: list[Fresh | int] = []
+        self._queues: list[Queue] = []
         self._taken: list[int] = []
         self._keyed: list[int] = []
         self._expired: list[int] = []
         self._suspect_given = False
-        #: Claims popped from `claims`, to be put back if the transaction fails.
-        self.popped: list[tuple[str, asyncio.Future[Delivery]]] = []
 
     def lanes(self, queue: Queue) -> Lanes:
         """Asked for before the transaction's first change to the counts of `queue` by a publish."""
@@ -120,18 +121,18 @@ class Claiming:
         return given
 
     def _give(self, queue: Queue, waiting: deque[asyncio.Future[Delivery]], found: Fresh | _Row) -> None:
-        future = waiting.popleft()
-        self.popped.append((queue.name, future))
+        self._claimers.append(waiting.popleft())
+        self._queues.append(queue)
         queue.ready -= 1
         queue.in_flight += 1
         if isinstance(found, Fresh):
             found.state = 3
             found.attempt = 1
             found.owner = self._txn.owner
-            self._given.append((future, found))
+            self._given.append(found)
         else:
             self._taken.append(found.id)
-            self._given.append((future, found.id))
+            self._given.append(found.id)
             self._txn.books.dirty.add(queue)
 
     # The common case: nothing is stored, and what is new has one priority
@@ -145,8 +146,8 @@ class Claiming:
         return filled[0] if len(filled) == 1 else None
 
     def _match_fresh(self, lanes: Lanes, lane: deque[Fresh], waiting: deque[asyncio.Future[Delivery]]) -> bool:
-        queue, owner, name = lanes.queue, self._txn.owner, lanes.queue.name
-        popped, given = self.popped, self._given
+        queue, owner = lanes.queue, self._txn.owner
+        claimers, given = self._claimers, self._given
         before = len(given)
         while waiting:
             if waiting[0].done():  # cancelled
@@ -155,11 +156,11 @@ class Claiming:
             fresh = self._next_fresh(lanes, lane)
             if fresh is None:
                 break
-            future = waiting.popleft()
-            popped.append((name, future))
+            claimers.append(waiting.popleft())
             fresh.state, fresh.attempt, fresh.owner = 3, 1, owner
-            given.append((future, fresh))
+            given.append(fresh)
         count = len(given) - before
+        self._queues += [queue] * count
         queue.ready -= count
         queue.in_flight += count
         return count > 0
@@ -277,17 +278,18 @@ class Claiming:
             for delivery, held, _ in txn.deliveries(self._taken):
                 stored[held.id] = delivery
                 txn.claimed.append(held)
-        claimed = txn.answers.claimed
-        for future, given in self._given:
+        txn.answers.claimers = self._claimers
+        deliveries = txn.answers.deliveries
+        for given in self._given:
             if isinstance(given, int):
-                claimed.append((future, stored[given]))
+                deliveries.append(stored[given])
                 continue
             envelope, queue = given.envelope, given.queue
             held = Held(given.id, given.seq, queue, txn.owner, 1, envelope.key, 0, envelope.remember)
             txn.claimed.append(held)
-            claimed.append((future, Delivery(envelope, queue.name, given.route.destination, 1, held)))
+            deliveries.append(Delivery(envelope, queue.name, given.route.destination, 1, held))
 
     def undo(self) -> None:
         """The transaction failed: those who were given something wait again, in their old order."""
-        for name, future in reversed(self.popped):
-            self._claims.setdefault(name, deque()).appendleft(future)
+        for queue, future in zip(reversed(self._queues), reversed(self._claimers), strict=True):
+            self._claims.setdefault(queue.name, deque()).appendleft(future)

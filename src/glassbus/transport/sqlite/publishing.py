@@ -73,8 +73,18 @@ class Publishing:
         self._overflow: list[tuple[Fresh, Queue]] = []
 
     def look_up(self, requests: Sequence[Publish]) -> None:
-        """Ask the store once which of all the ids it knows."""
-        ids = {envelope.id for request in requests for envelope in request.batch}
+        """Ask the store once which of the ids it knows.
+
+        Ids that the bus made itself, which are those not to be remembered, are new: they are
+        asked for only when an insert has found otherwise (`careful`).
+        """
+        careful = self._txn.careful
+        ids = {
+            envelope.id
+            for request in requests
+            for envelope in request.batch
+            if envelope.remember or careful or request.uncertain
+        }
         if not ids:
             return
         connection, over = self._txn.connection, []
@@ -91,6 +101,7 @@ class Publishing:
         """Take what there is room for; the rest, in order, has to wait."""
         waiting = []
         blocked: set[Queue] = set()
+        answers = self._txn.answers
         for request in requests:
             if request.future.done():  # cancelled before anything was stored
                 continue
@@ -98,17 +109,18 @@ class Publishing:
                 results = self._take(request, blocked)
             except PublishRejected as error:
                 self._answer_slowed(request, admitted=False)
-                self._txn.answers.failed.append((request.future, error))
+                answers.failed.append((request.future, error))
                 continue
             if results is None:
                 waiting.append(request)
                 continue
             if request.slowed is not None:
                 self._answer_slowed(request, admitted=True)
-            self._txn.answers.results.append((request.future, results))
+            answers.publishers.append(request.future)
+            answers.stored.append(results)
         return waiting
 
-    def _take(self, request: Publish, blocked: set[Queue]) -> list[Stored] | None:
+    def _take(self, request: Publish, blocked: set[Queue]) -> Sequence[Stored] | None:
         """Store `request` if there is room; None if not. Changes nothing unless it is stored."""
         batch = request.batch
         if len(batch) == 1 and not (request.uncertain or self._storage_full):
@@ -126,7 +138,7 @@ class Publishing:
                         self._store_plain(envelope, route)
                     else:
                         self._store(envelope, route)
-                    return [route.stored]
+                    return route.alone
         return self._take_slowly(request, blocked)
 
     def _store_plain(self, envelope: Envelope, route: Route) -> None:

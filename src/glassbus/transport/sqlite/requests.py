@@ -15,7 +15,7 @@ import msgspec
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision
-from glassbus.transport import Hold, Recorded
+from glassbus.transport import Hold, Recorded, Stored
 
 if TYPE_CHECKING:
     from glassbus.transport.sqlite.books import Queue
@@ -91,25 +91,47 @@ Request = Publish | Claim | Settlement | Call | Flush | Remember | Close
 
 
 class Answers:
-    """What one transaction leads to on the loop, in the order in which it is told."""
+    """What one transaction leads to on the loop, in the order in which it is told.
 
-    __slots__ = ("broken", "claimed", "facts", "failed", "holds", "recorded", "results")
+    Where every message has an entry, pairs are kept as two lists: a tuple each would be
+    one more object for the collector to look at.
+    """
+
+    __slots__ = (
+        "broken",
+        "claimers",
+        "deliveries",
+        "facts",
+        "failed",
+        "holds",
+        "publishers",
+        "recorded",
+        "refused",
+        "results",
+        "stored",
+    )
 
     def __init__(self) -> None:
         self.facts: list[Fact] = []
         self.holds: list[tuple[str, Hold]] = []
-        self.recorded: list[tuple[Settlement, bool]] = []
-        self.claimed: list[tuple[asyncio.Future[Delivery], Delivery]] = []
+        self.recorded: list[Settlement] = []
+        self.refused: list[Settlement] = []
+        self.claimers: list[asyncio.Future[Delivery]] = []
+        self.deliveries: list[Delivery] = []
+        self.publishers: list[asyncio.Future[Any]] = []
+        self.stored: list[Sequence[Stored]] = []
         self.results: list[tuple[asyncio.Future[Any], Any]] = []
         self.failed: list[tuple[asyncio.Future[Any], BaseException]] = []
         self.broken: BaseException | None = None
 
     def __bool__(self) -> bool:
         return bool(
-            self.results
+            self.publishers
             or self.recorded
-            or self.claimed
+            or self.claimers
             or self.facts
+            or self.results
+            or self.refused
             or self.failed
             or self.holds
             or self.broken is not None

@@ -161,9 +161,10 @@ def identify(connection: apsw.Connection, path: str, newest: int = len(MIGRATION
     Raises StoreCorrupt when the file belongs to another program, StoreTooNew when a
     later Glassbus wrote it.
     """
-    application = connection.pragma("application_id")
-    version = connection.pragma("user_version")
-    empty = value(connection, "SELECT count(*) FROM sqlite_schema") == 0
+    with connection:  # one read transaction: another process may be making the store just now
+        application = connection.pragma("application_id")
+        version = connection.pragma("user_version")
+        empty = value(connection, "SELECT count(*) FROM sqlite_schema") == 0
     if application == 0 and version == 0 and empty:
         return 0
     if application != APPLICATION_ID:

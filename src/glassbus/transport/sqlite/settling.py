@@ -48,18 +48,18 @@ class Settling:
         if txn.careful:
             self._look(settlements)
         in_flight, done = txn.in_flight, self._done
-        recorded = txn.answers.recorded
+        recorded, refused = txn.answers.recorded, txn.answers.refused
         dirty = txn.books.dirty
         for settlement in settlements:
             held: Held = settlement.delivery.handle
             id_ = held.id
             if in_flight.get(id_) is not held or id_ in done:
-                recorded.append((settlement, False))
+                refused.append(settlement)
                 continue
             done.add(id_)
             if id_ in self._gone:
                 # Only we can have moved a row of ours while we are registered, or a `forget`.
-                recorded.append((settlement, settlement.uncertain))
+                (recorded if settlement.uncertain else refused).append(settlement)
                 continue
             queue = held.queue
             dirty.add(queue)
@@ -74,7 +74,7 @@ class Settling:
                     self._keys.add((queue, held.key))
             else:
                 self._otherwise(settlement, held, queue)
-            recorded.append((settlement, True))
+            recorded.append(settlement)
         self._write()
         txn.ended.extend(done)
 

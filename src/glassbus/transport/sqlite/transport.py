@@ -18,6 +18,7 @@ from glassbus.transport import (
     DeadLetterFilter,
     DeadLetterRecord,
     Features,
+    Forced,
     Hold,
     Listener,
     QueueState,
@@ -187,16 +188,16 @@ class SqliteTransport:
             self._listener.state(fact)
         for name, hold in answers.holds:
             self._listener.held(name, hold)
-        for settlement, accepted in answers.recorded:
-            try:
-                settlement.recorded(settlement.delivery, settlement.decision, accepted)
-            except Exception as error:  # noqa: BLE001 - the other answers must still be told
-                self._loop.call_exception_handler({"message": "recorded() raised", "exception": error})
-        for future, delivery in answers.claimed:
-            if future.done():  # cancelled
+        self._tell(answers.recorded, accepted=True)
+        self._tell(answers.refused, accepted=False)
+        for claimer, delivery in zip(answers.claimers, answers.deliveries, strict=True):
+            if claimer.done():  # cancelled
                 self._give_back(delivery)
             else:
-                future.set_result(delivery)
+                claimer.set_result(delivery)
+        for publisher, stored in zip(answers.publishers, answers.stored, strict=True):
+            if not publisher.done():
+                publisher.set_result(stored)
         for future, result in answers.results:
             if not future.done():
                 future.set_result(result)
@@ -206,6 +207,13 @@ class SqliteTransport:
         if answers.broken is not None:
             self._listener.broken(answers.broken)
 
+    def _tell(self, settlements: Sequence[Settlement], *, accepted: bool) -> None:
+        for settlement in settlements:
+            try:
+                settlement.recorded(settlement.delivery, settlement.decision, accepted)
+            except Exception as error:  # noqa: BLE001 - the other answers must still be told
+                self._loop.call_exception_handler({"message": "recorded() raised", "exception": error})
+
     # Subscriptions
 
     async def declare(self, spec: SubscriptionSpec, /, *, consume: bool) -> Hold:
@@ -214,8 +222,8 @@ class SqliteTransport:
     async def forget(self, name: str, /) -> int:
         return await self._call(lambda txn: admin.forget(txn, name))
 
-    async def set_hold(self, name: str, hold: Hold, /) -> None:
-        await self._call(lambda txn: admin.set_hold(txn, name, hold))
+    async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
+        return await self._call(lambda txn: admin.set_hold(txn, name, paused, forced))
 
     async def _call(self, work: Callable[[Transaction], Result]) -> Result:
         self._check()

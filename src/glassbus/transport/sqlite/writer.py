@@ -279,7 +279,10 @@ class Writer:
                 self._next_due = upkeep.next_due(txn)
             phase = "commit"
             self._store.commit()
-        except VanishedError:
+        except (VanishedError, apsw.ConstraintError):
+            # A row was moved by somebody else, or an id is not as new as it should be: once more, looking first.
+            if health.careful:
+                raise
             self._undo(claiming)
             batch.undone()
             health.careful = True
