@@ -206,7 +206,7 @@ global_provider: Callable[[], trace.TracerProvider | None] = (
 )
 #: The context of this task or thread: empty where nothing is current.
 current_context: Callable[[], Context] = otel_context.get_current
-with contextlib.suppress(AttributeError):
+with contextlib.suppress(AttributeError):  # another version of the API: then the public way
     current_context = otel_context._RUNTIME_CONTEXT._current_context.get  # type: ignore[attr-defined]
 
 
