@@ -98,6 +98,7 @@ async def finish(store: Path, log: SideLog) -> tuple[list[str], list[tuple[str, 
 class Verdict:
     kills: int
     accepted: int = 0
+    handled: int = 0
     uncertain: int = 0
     stored_unacknowledged: int = 0
     dead_lettered: int = 0
@@ -108,7 +109,9 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        return not (self.lost or self.unexpected or self.problems)
+        # A run in which hardly anything happened proves nothing.
+        busy = self.accepted >= 5 * self.kills and self.handled >= self.accepted
+        return busy and not (self.lost or self.unexpected or self.problems)
 
 
 def check(kills: int, log: Path, problems: list[str], dead: list[tuple[str, str]]) -> Verdict:
@@ -130,6 +133,7 @@ def check(kills: int, log: Path, problems: list[str], dead: list[tuple[str, str]
     return Verdict(
         kills=kills,
         accepted=len(accepted),
+        handled=len(handled),
         uncertain=sum(word == "uncertain" for word in outcome.values()),
         stored_unacknowledged=len({i for _, i in ended} - accepted),
         dead_lettered=len(dead),
@@ -140,8 +144,24 @@ def check(kills: int, log: Path, problems: list[str], dead: list[tuple[str, str]
     )
 
 
-def run(kills: int, folder: Path, seed: int, longest_s: float = 0.12) -> Verdict:
-    """`kills` children, each killed at a random moment up to `longest_s` after its fork."""
+#: Of the children, so many are killed while they still open the store; the others while they work.
+EARLY = 0.2
+
+
+def wait_for_line(log: Path, start: str, within_s: float = 30.0) -> None:
+    """Return when the side log's tail has a line that begins with `start`, or after `within_s`."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - 4096))
+                if f"\n{start}".encode() in file.read():
+                    return
+        time.sleep(0.001)
+
+
+def run(kills: int, folder: Path, seed: int) -> Verdict:
+    """`kills` children, each killed at a random moment: while it starts, or up to 60 ms after its first message."""
     logging.disable(logging.CRITICAL)
     store, log_path = folder / "orders.db", folder / "side.log"
     chance = random.Random(seed)
@@ -154,7 +174,11 @@ def run(kills: int, folder: Path, seed: int, longest_s: float = 0.12) -> Verdict
                 SideLog(log_path).write("crashed", repr(error).replace(" ", "_"))
             finally:
                 os._exit(1)
-        time.sleep(chance.uniform(0.001, longest_s))
+        if chance.random() < EARLY:
+            time.sleep(chance.uniform(0.001, 0.06))
+        else:
+            wait_for_line(log_path, f"accepted {number + 1}-")
+            time.sleep(chance.uniform(0.001, 0.06))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
