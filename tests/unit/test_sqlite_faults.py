@@ -326,13 +326,22 @@ def test_the_audit_finds_what_does_not_add_up(path: Path) -> None:
 # One bad message among good ones
 
 
-def test_one_message_that_cannot_be_stored_does_not_fail_its_neighbours(path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"key": "\ud800"},  # no text in any encoding: binding it fails
+        {"body": "not bytes"},  # the column refuses it
+        {"priority": 7},  # there is no such lane
+    ],
+)
+def test_one_message_that_cannot_be_stored_does_not_fail_its_neighbours(path: Path, wrong: dict[str, Any]) -> None:
+    """The bus checks messages before; this is what the transport does if something gets past it."""
+
     async def scenario(clock: VirtualClock) -> None:
         desk, _ = await faulty(path, clock)
-        delivery = None
         await desk.publish(b"before")
         delivery = await desk.claim()
-        bad = desk.envelope(body=b"x", key="\ud800")  # no text in any encoding; `check_text` would have refused it
+        bad = desk.envelope(**wrong)
         settled: list[bool] = []
         desk.transport.settle(delivery, Decision(State.HANDLED), lambda _d, _s, ok: settled.append(ok))
         results = await asyncio.gather(
@@ -344,6 +353,24 @@ def test_one_message_that_cannot_be_stored_does_not_fail_its_neighbours(path: Pa
         assert isinstance(results[1], PublishRejected)
         assert [type(r).__name__ for r in results] == ["Stored", "PublishRejected", "Stored"]
         assert settled == [True]
+        await desk.proven()
+        await desk.close()
+
+    play(scenario)
+
+
+def test_a_new_id_that_is_not_new_is_recognised(path: Path) -> None:
+    """Ids of the bus's own making are not looked up; should one be there, the insert tells."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        desk, _ = await faulty(path, clock)
+        await desk.publish(b"x", id="same")
+        delivery = await desk.claim()
+        stored, other = await asyncio.gather(desk.publish(b"x", id="same"), desk.publish(b"y", id="other"))
+        assert (stored.duplicate, other.duplicate) == (True, False)
+        with pytest.raises(MessageConflict):
+            await desk.publish(b"z", id="same")
+        assert await desk.settle(delivery)
         await desk.proven()
         await desk.close()
 
@@ -408,7 +435,7 @@ def test_ids_are_known_for_the_window_and_not_for_ever(path: Path) -> None:
         desk, _ = await faulty(path, clock)  # over a restart, too
         assert (await desk.publish(b"x", id="a", remember=True)).subscriptions == ("s",)
         assert (await desk.publish(b"x", id="a", remember=True)).duplicate
-        assert (await desk.publish(b"x", id="nobody", topic="elsewhere.x")).duplicate
+        assert (await desk.publish(b"x", id="nobody", topic="elsewhere.x", remember=True)).duplicate
         with pytest.raises(MessageConflict):
             await desk.publish(b"other", id="a")
         assert peek(path, "SELECT count(*) FROM messages WHERE body IS NOT NULL") == [(0,)]

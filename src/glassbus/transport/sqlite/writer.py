@@ -279,13 +279,17 @@ class Writer:
                 self._next_due = upkeep.next_due(txn)
             phase = "commit"
             self._store.commit()
-        except (VanishedError, apsw.ConstraintError):
-            # A row was moved by somebody else, or an id is not as new as it should be: once more, looking first.
-            if health.careful:
-                raise
+        except VanishedError:
             self._undo(claiming)
             batch.undone()
             health.careful = True
+        except apsw.ConstraintError as error:
+            self._undo(claiming)
+            if health.careful:
+                self._isolate(error, batch)
+            else:  # an id is not as new as it should be: once more, looking first
+                batch.undone()
+                health.careful = True
         except apsw.Error as error:
             self._undo(claiming)
             self._failed(error, phase, batch)
@@ -294,9 +298,7 @@ class Writer:
             raise
         except Exception as error:  # noqa: BLE001 - raised again unless one request is to blame
             self._undo(claiming)
-            answers = Answers()
-            health.isolate(error, batch, answers)
-            self._post(answers)
+            self._isolate(error, batch)
         else:
             return self._committed(txn, batch, waiting, last=last)
         return False
@@ -373,6 +375,11 @@ class Writer:
         upkeep.release(txn, self._member.id, 0)
         mine = (self._books.queues.get(name) for name in self._member.consuming)
         self._given_back = sum(queue.pending for queue in mine if queue is not None)
+
+    def _isolate(self, error: Exception, batch: Batch) -> None:
+        answers = Answers()
+        self._health.isolate(error, batch, answers)
+        self._post(answers)
 
     def _failed(self, error: apsw.Error, phase: str, batch: Batch) -> None:
         self._post(self._health.failed(error, phase, batch, self._clock.monotonic(), self._clock.wall()))
