@@ -9,7 +9,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from glassbus.clock import Clock, SystemClock
+from glassbus.clock import Clock, default_clock
+from glassbus.codec import JSON
 from glassbus.config import KillSwitch, Settings, addresses
 from glassbus.deadletters import DeadLetters
 from glassbus.errors import (
@@ -68,7 +69,14 @@ telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
 #: What the store gets to record its last settlements, even when the handlers took all of the deadline, in seconds.
 _CLOSE_S = 1.0
-_OUR_FILES = frozenset({__file__, Worker.__init__.__code__.co_filename, Handler.__init__.__code__.co_filename})
+_OUR_FILES = frozenset(
+    {
+        __file__,
+        Worker.__init__.__code__.co_filename,
+        Handler.__init__.__code__.co_filename,
+        JSON.encode.__code__.co_filename,
+    }
+)
 
 
 class Drained(frozenset[str]):
@@ -98,7 +106,17 @@ class MessageBus:
     no SDK and opens no port either way. All methods belong to the loop it was started
     on, except `health`, `ledger` and `queues`, which any thread may call.
 
-    Durations are seconds. Raises ConfigurationError for what cannot work.
+    Durations are seconds. `publish_timeout` bounds the wait for room in a full queue, and `capacity` is how
+    many messages may wait for a subscription, where `subscribe` says nothing else. `durability` of
+    SQLite is "disk" (survives power loss) or "process" (faster; survives SIGKILL). `spill_dir` is where a
+    bus in memory saves what is left when it stops. `observers` see every fact; `rules`
+    classify exceptions before the built-in ones. `registry` and `tracer_provider` replace the global ones.
+    `clock` and `seed` are for tests.
+
+    Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
+    (recent failures and single messages' stories), `hub` (the observers).
+
+    Raises ConfigurationError for what cannot work.
     """
 
     def __init__(
@@ -127,7 +145,7 @@ class MessageBus:
             spill_dir=os.fspath(spill_dir) if spill_dir is not None else None,
         )
         self._addresses = addresses(url)
-        self.clock: Clock = clock if clock is not None else SystemClock()
+        self.clock: Clock = clock if clock is not None else default_clock()
         self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
         self._durability = durability
         self._transport = self._make_transport()

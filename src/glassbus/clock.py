@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -56,3 +57,12 @@ class SystemClock:
 
     def on_thread(self, job: Callable[[], None], /) -> Callable[[], None]:
         return job
+
+
+def default_clock() -> Clock:
+    """The clock of the running loop where it has one (`glassbus.testing.run_virtual`), else the system's."""
+    try:
+        found: Clock | None = getattr(asyncio.get_running_loop(), "glassbus_clock", None)
+    except RuntimeError:  # no loop runs here
+        found = None
+    return found if found is not None else SystemClock()

@@ -9,6 +9,7 @@ from suite import House, Store
 
 from glassbus import InvalidMessage, KillSwitch, Message, MessageBus, Outgoing, QueueFull, Retry, TransportError
 from glassbus.facts import AttemptFailed, DeliveryDeadLettered
+from glassbus.testing import VirtualClock, run_virtual
 from glassbus.transport import Hold
 
 
@@ -225,3 +226,43 @@ def test_subscribe_refuses_options_of_the_wrong_type_by_name(options: dict[str, 
         bus.subscribe("t", **options)(nothing)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pattern"):
         bus.subscribe(nothing)  # type: ignore[arg-type]
+
+
+def test_dead_letters_are_found_by_the_bare_and_the_qualified_name_of_their_error(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus = house.bus()
+
+        @bus.subscribe("t", name="s")
+        async def wants_a_number(payload: int) -> None:
+            """Handles numbers."""
+
+        async with bus:
+            await bus.publish("t", "no number")
+            await bus.drain()
+            for name in ("PayloadUndecodable", "glassbus.errors.PayloadUndecodable"):
+                (dead,) = await bus.dead_letters.list(exception_type=name)
+                assert "codec.py" not in dead.report.stack_trace, "our own frames say nothing to a user"
+            assert not await bus.dead_letters.list(exception_type="Undecodable")
+
+    store.run_bus(scenario)
+
+
+def test_a_bus_made_in_virtual_time_takes_its_clock() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(telemetry=False)
+        assert bus.clock is clock
+        runs = []
+
+        @bus.subscribe("t", retry=Retry(max_attempts=2, immediate=0, base_delay=3600.0, max_delay=3600.0))
+        async def fails_once(message: Message) -> None:
+            runs.append(clock.monotonic())
+            if len(runs) == 1:
+                raise ValueError("once")
+
+        async with bus:
+            await bus.publish("t")
+            assert (await bus.drain()).complete
+        assert len(runs) == 2
+
+    run_virtual(scenario, seed=1)
+    assert not isinstance(MessageBus(telemetry=False).clock, VirtualClock)

@@ -6,6 +6,8 @@ import argparse
 import json
 import logging
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassbus.config import Address, addresses
-from glassbus.errors import GlassbusError
+from glassbus.errors import ErrorReport, GlassbusError
 from glassbus.policy.ledger import Account
 
 if TYPE_CHECKING:
@@ -37,7 +39,10 @@ class CommandError(GlassbusError):
 
 def add_url(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--url", metavar="URL", help=f"where the messages are, sqlite:///path/to/file.db (default: ${URL_VARIABLE})"
+        "--url",
+        metavar="URL",
+        help="where the messages are: three slashes for a path from the current folder, sqlite:///orders.db, four for "
+        f"one from the root, sqlite:////var/lib/orders.db (default: ${URL_VARIABLE})",
     )
 
 
@@ -78,6 +83,19 @@ async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterat
         await bus.stop(5.0)
 
 
+# The command itself
+
+
+def own_command() -> str:
+    """How this command is called from this shell: by its name where the PATH has it, else by its path."""
+    if shutil.which("glassbus"):
+        return "glassbus"
+    called = sys.argv[0]
+    if Path(called).name != "glassbus":
+        called = str(Path(sys.executable).with_name("glassbus"))
+    return shlex.quote(called)
+
+
 # Arguments
 
 
@@ -108,6 +126,20 @@ def printable(text: str, cap: int = 10_000) -> str:
     """`text` on one line with nothing in it that a terminal would obey."""
     shown = "".join(char if char.isprintable() else _escape(char) for char in text[: cap + 1])
     return shown if len(shown) <= cap else shown[: cap - 1] + "…"
+
+
+def shortened(text: str, cap: int) -> str:
+    """`text` on one line of at most `cap` characters; what is left out is in the middle, for the end tells most."""
+    shown = printable(text)
+    if len(shown) <= cap:
+        return shown
+    tail = cap // 2
+    return f"{shown[: cap - tail - 1]}…{shown[-tail:]}"
+
+
+def error_text(report: ErrorReport) -> str:
+    """The type and the text of a failure, for people: errors of our own go by their bare names."""
+    return f"{report.exception_type.removeprefix('glassbus.errors.')}: {report.message}"
 
 
 def printable_lines(text: str) -> str:
@@ -142,8 +174,8 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: float) -> str:
-    """Wall time `at` as local time with its offset, to the second."""
-    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(sep=" ", timespec="seconds") if at else "-"
+    """Wall time `at` in UTC, to the second, in a form that --since takes."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}" if at else "-"
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -19,12 +19,14 @@ from glassbus.cli.common import (
     CommandError,
     add_url,
     count,
+    error_text,
     moment,
     opened_store,
     paint,
     print_json,
     printable,
     printable_lines,
+    shortened,
     table,
     url_of,
 )
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from glassbus.deadletters import DeadLetter
 
 _PAGE = 500
+#: Characters of an error in a table on a terminal. Elsewhere it is whole.
+_ERROR_MAX = 100
 _FILTERS = ("subscription", "topic", "message_id", "category", "exception_type", "fingerprint", "since", "until")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -73,7 +77,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--topic", metavar="TOPIC")
     which.add_argument("--message-id", metavar="ID")
     which.add_argument("--category", choices=[category.value for category in ErrorCategory], metavar="CATEGORY")
-    which.add_argument("--exception-type", metavar="TYPE", help="as `dlq list --json` has it, such as ValueError")
+    which.add_argument("--exception-type", metavar="TYPE", help="such as ValueError; bare or with its module")
     which.add_argument("--fingerprint", metavar="F")
     which.add_argument("--since", type=_time, metavar="TIME", help="ISO 8601, or how long ago: 90s, 10m, 2h, 1d")
     which.add_argument("--until", type=_time, metavar="TIME")
@@ -93,12 +97,12 @@ def list_them(arguments: argparse.Namespace) -> int:
     rows = [
         [
             letter.id,
-            moment(letter.died_at)[:19],
+            moment(letter.died_at),
             letter.subscription,
             letter.message.topic,
             str(letter.attempts),
             letter.report.fingerprint,
-            printable(f"{letter.report.exception_type}: {letter.report.message}", 100),
+            shortened(error_text(letter.report), _ERROR_MAX) if sys.stdout.isatty() else printable(error_text(letter.report)),
         ]
         for letter in found
     ]
@@ -110,6 +114,7 @@ def list_them(arguments: argparse.Namespace) -> int:
 
 async def _list(url: str, filters: dict[str, Any], limit: int, before: str | None) -> list[DeadLetter]:
     async with opened_store(url) as store:
+        _check_subscription(store, filters)
         return await store.dead_letters.list(limit, before=before, **filters)
 
 
@@ -138,7 +143,7 @@ def _whole_text(letter: DeadLetter) -> str:
         ("died", f"{moment(letter.died_at)}, after {count(letter.attempts, 'attempt')}: {_reason(letter.reason)}"),
         ("first failed", moment(letter.first_failed_at)),
         ("replayed", count(letter.replays, "time")),
-        ("error", printable(f"{report.exception_type}: {report.message}")),
+        ("error", printable(error_text(report))),
         ("category", f"{report.category.value}, severity {report.severity.value}, fingerprint {report.fingerprint}"),
     ]
     facts += [("header", f"{name}: {printable(value)}") for name, value in sorted(message.headers.items())]
@@ -187,6 +192,7 @@ def act_on_them(arguments: argparse.Namespace) -> int:
 async def _act(url: str, arguments: argparse.Namespace, filters: dict[str, Any]) -> int:
     verb, done = arguments.verb, {"replay": "replayed", "discard": "discarded"}[arguments.verb]
     async with opened_store(url) as store:
+        _check_subscription(store, filters)
         ids = await _matching(store, filters) if arguments.all else list(dict.fromkeys(arguments.ids))
         if not ids:
             print("no dead letters match" if filters else "no dead letters")
@@ -207,6 +213,13 @@ async def _act(url: str, arguments: argparse.Namespace, filters: dict[str, Any])
     else:
         print(f"{done} {count(moved, 'dead letter')}" + (f"; {gone:,} were gone already" if gone else ""))
     return EXIT_OK
+
+
+def _check_subscription(store: MessageBus, filters: dict[str, Any]) -> None:
+    """A name that is misspelt must not look like a queue without dead letters. Raises CommandError."""
+    name, known = filters.get("subscription"), sorted(store.queues())
+    if name is not None and name not in known:
+        raise CommandError(f"no subscription {name!r} in this store; it has {', '.join(known) or 'none'}")
 
 
 async def _matching(store: MessageBus, filters: dict[str, Any]) -> list[str]:

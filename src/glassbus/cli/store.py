@@ -25,8 +25,15 @@ from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.transport import QueueState
 
 _HEALTH_NOTES = """\
-Exit status: 0 healthy or degraded, 1 critical, 2 when the store cannot be opened.
+This judges the store, not a bus that runs on it: that answers at /readyz.
+Exit status: 0 ok or degraded, 1 critical, 2 when the store cannot be opened.
 degraded: a subscription is held, or has messages and nobody consumes them. critical: the ledger does not balance.
+"""
+
+_AUDIT_NOTES = """\
+Recounted, row by row: what is stored (pending, in flight, dead-lettered). Accepted, handled, expired and discarded
+are counters, kept in the same transactions as the rows; what is gone cannot be recounted, only checked against them.
+Exit status: 0 when every message is accounted for, 1 when not.
 """
 
 
@@ -38,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.epilog = _HEALTH_NOTES
         parser.set_defaults(run=health)
     else:
-        parser.epilog = "Exit status: 0 when every message is accounted for, 1 when not."
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = _AUDIT_NOTES
         parser.set_defaults(run=audit)
 
 
@@ -83,6 +91,7 @@ def _print_audit(found: Audit) -> None:
         print(paint(f"ok: {recounted}; every delivery is in exactly one place", "good"))
     else:
         print(paint(f"NOT OK: {recounted}; {count(len(found.problems), 'problem')}", "bad"))
+    print(paint("recounted: pending, in flight, dead-lettered; counters: accepted, handled, expired, discarded", "dim"))
 
 
 def _print_equation(name: str, account: Account) -> None:
@@ -125,7 +134,7 @@ def judge(ledger: Ledger, queues: dict[str, QueueState]) -> tuple[str, list[str]
             reasons.append(f"{name} is {_hold(queue)} and keeps {count(account.pending, 'message')}")
         elif account.pending and not queue.consumers:
             reasons.append(f"nobody consumes {name}: {count(account.pending, 'message')} waiting")
-    return ("degraded" if reasons else "healthy"), reasons
+    return ("degraded" if reasons else "ok"), reasons
 
 
 def _hold(queue: QueueState) -> str:
@@ -135,8 +144,8 @@ def _hold(queue: QueueState) -> str:
 def _print_health(
     status: str, reasons: list[str], ledger: Ledger, queues: dict[str, QueueState], took_s: float
 ) -> None:
-    style = {"healthy": "good", "degraded": "warn"}.get(status, "bad")
-    print(f"{paint(status, style)}; the store was read in {duration(took_s)}")
+    style = {"ok": "good", "degraded": "warn"}.get(status, "bad")
+    print(f"store: {paint(status, style)}; read in {duration(took_s)}")
     for reason in reasons:
         print(f"  {reason}")
     now = time.time()
@@ -165,7 +174,7 @@ def _health_json(
     status: str, reasons: list[str], ledger: Ledger, queues: dict[str, QueueState], took_s: float
 ) -> dict[str, Any]:
     return {
-        "status": status,
+        "store": status,
         "reasons": reasons,
         "took_seconds": took_s,
         "balanced": ledger.balanced,

@@ -156,12 +156,15 @@ def decide(
             ended = _recovery_ended(delivery, "failed", now)
             expired = DeliveryExpired(at=now, delivery=delivery)
             return Decision(State.EXPIRED, delivery.attempt - 1, facts=(*ended, expired))
-        case Spent(owner_died=False):
-            return _dead_letter(delivery, outcome.report, "attempts_spent", now, delivery.attempt - 1, ())
         case Spent():
-            # The claims that found its owners dead ran no handler.
-            ran = min(delivery.attempt - 1, retry.max_attempts)
-            return _dead_letter(delivery, outcome.report, "owner_died", now, ran, ())
+            # This claim ran no handler; nor did those that found its owners dead.
+            ran = delivery.attempt - 1
+            if outcome.owner_died:
+                ran = min(ran, retry.max_attempts)
+            delivery = msgspec.structs.replace(delivery, attempt=ran)
+            return _dead_letter(
+                delivery, outcome.report, "owner_died" if outcome.owner_died else "attempts_spent", now, ran, ()
+            )
         case Abandoned():
             abandoned = AttemptAbandoned(at=now, delivery=delivery, ran_s=outcome.duration_s)
             failed = AttemptFailed(at=now, delivery=delivery, report=outcome.report, duration_s=outcome.duration_s)

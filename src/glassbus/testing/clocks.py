@@ -64,6 +64,7 @@ class VirtualClock:
         self._loop = loop
         self._offset = wall - loop.time()
         self.monotonic = loop.time
+        loop.glassbus_clock = self  # buses made while it runs take it
         self.on_thread = loop.on_thread
         self.attach = loop.sleepers.attach
         self.detach = loop.sleepers.detach

@@ -15,6 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
+from glassbus.clock import Clock
 from glassbus.testing.sleepers import Sleepers
 
 Result = TypeVar("Result")
@@ -69,6 +70,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._end = start + limit_s
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - a schedule, not a secret
         self.sleepers = Sleepers()
+        self.glassbus_clock: Clock | None = None
         self._turns = 0
         self._silent_since = start
         self._threads = threading.Lock()

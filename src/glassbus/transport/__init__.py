@@ -98,7 +98,10 @@ class DeadLetterRecord(msgspec.Struct, frozen=True):
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True):
-    """Which dead letters; None means any. Times are wall seconds. Newest first, `before` pages on."""
+    """Which dead letters; None means any. Times are wall seconds. Newest first, `before` pages on.
+
+    `exception_type` is the qualified name or the bare one.
+    """
 
     subscription: str | None = None
     topic: str | None = None

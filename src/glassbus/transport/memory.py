@@ -747,9 +747,13 @@ def _wanted(record: DeadLetterRecord, wanted: DeadLetterFilter) -> bool:
         and (wanted.topic is None or record.envelope.topic == wanted.topic)
         and (wanted.message_id is None or record.envelope.id == wanted.message_id)
         and (wanted.category is None or record.report.category == wanted.category)
-        and (wanted.exception_type is None or record.report.exception_type == wanted.exception_type)
+        and (wanted.exception_type is None or _is_type(record.report.exception_type, wanted.exception_type))
         and (wanted.fingerprint is None or record.report.fingerprint == wanted.fingerprint)
         and (wanted.since is None or record.died_at >= wanted.since)
         and (wanted.until is None or record.died_at <= wanted.until)
         and (wanted.before is None or int(record.id) < int(wanted.before))
     )
+
+
+def _is_type(qualified: str, wanted: str) -> bool:
+    return qualified == wanted or qualified.rpartition(".")[2] == wanted

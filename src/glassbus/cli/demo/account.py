@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from glassbus.bus import MessageBus
-from glassbus.cli.common import count, duration, equation, opened_store, paint, printable
+from glassbus.cli.common import count, duration, equation, opened_store, own_command, paint, printable
 from glassbus.cli.demo.feed import Spiced
 from glassbus.cli.demo.state import Demo
 from glassbus.cli.demo.watch import Opening, Site, Watch
@@ -193,7 +194,7 @@ def _where(c: Closing, traces: str) -> list[Told]:
         told.append(("traces", traces, ""))
     if c.durable:
         told.append(("store", c.url, "copy"))
-        commands = [f"glassbus {command} --url {c.url}" for command in ("dlq list", "audit", "demo")]
+        commands = [f"{own_command()} {command} --url {shlex.quote(c.url)}" for command in ("dlq list", "audit", "demo")]
         told += [("next" if not number else "", command, "copy") for number, command in enumerate(commands)]
     return told
 

@@ -97,7 +97,7 @@ def dead_letters(connection: Any, wanted: DeadLetterFilter, limit: int) -> list[
         "m.topic = ?": wanted.topic,
         "m.id = ?": wanted.message_id,
         "x.category = ?": wanted.category,
-        "x.exception_type = ?": wanted.exception_type,
+        "instr('.' || x.exception_type || '|', '.' || ? || '|') > 0": wanted.exception_type,  # whole, or its last part
         "x.fingerprint = ?": wanted.fingerprint,
         "x.died_at >= ?": wanted.since,
         "x.died_at <= ?": wanted.until,
