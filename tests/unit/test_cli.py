@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from cli_kit import Command, failing, make_store, url_of
 
 from glassbus.cli import COMMANDS, main
-from glassbus.cli.common import duration, number, paint, printable, printable_lines, table
+from glassbus.cli.common import duration, number, own_command, paint, printable, printable_lines, shortened, table
 
 
 def test_help_names_every_command(glassbus: Command) -> None:
@@ -130,3 +131,19 @@ def test_numbers_have_bounds() -> None:
     for text in ("0", "-1", "11", "nan", "inf", "two"):
         with pytest.raises(Exception, match="above 0 and at most 10"):
             read(text)
+
+
+def test_a_command_to_copy_can_be_run_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["my venv/bin/glassbus", "demo"])
+    assert own_command() == "'my venv/bin/glassbus'"
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/pytest"])
+    assert own_command() == shlex.quote(str(Path(sys.executable).with_name("glassbus")))
+    (tmp_path / "glassbus").write_text("#!/bin/sh\n")
+    (tmp_path / "glassbus").chmod(0o700)
+    assert own_command() == "glassbus"
+
+
+def test_what_is_cut_keeps_both_ends() -> None:
+    assert shortened("abcdefghij", 10) == "abcdefghij"
+    assert shortened("abcdefghijk", 7) == "abc…ijk"

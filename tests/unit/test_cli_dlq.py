@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from cli_kit import Command, failing, make_store, payloads
 
+from glassbus import Message, MessageBus, Outgoing
 from glassbus.cli.dlq import _time
-from glassbus.message import Outgoing
 
 
 @pytest.fixture
@@ -43,7 +44,6 @@ def test_the_list_is_newest_first_and_names_no_payload(glassbus: Command, url: s
         (["--topic", "orders.odd"], ["m-3"]),
         (["--message-id", "m-2"], ["m-2"]),
         (["--subscription", "charge"], ["m-3", "m-2", "m-1"]),
-        (["--subscription", "nobody"], []),
         (["--exception-type", "ValueError", "--limit", "1"], ["m-3"]),
         (["--category", "timeout_error"], []),
         (["--since", "1h"], ["m-3", "m-2", "m-1"]),
@@ -52,6 +52,60 @@ def test_the_list_is_newest_first_and_names_no_payload(glassbus: Command, url: s
 )
 def test_filters_choose(glassbus: Command, url: str, filters: list[str], found: list[str]) -> None:
     assert ids(glassbus, url, *filters) == found
+
+
+@pytest.mark.parametrize(
+    "words", [["list"], ["list", "--json"], ["replay", "--all", "--yes"], ["discard", "--all", "--yes"]]
+)
+def test_a_subscription_that_is_not_there_is_an_error_that_names_those_that_are(
+    glassbus: Command, url: str, words: list[str]
+) -> None:
+    assert glassbus("dlq", *words, "--url", url, "--subscription", "chrage") == 2
+    assert glassbus.err == "glassbus: error: no subscription 'chrage' in this store; it has charge\n"
+
+
+def test_an_error_of_our_own_is_found_and_told_by_its_bare_name(glassbus: Command, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'b.db'}"
+
+    async def run() -> None:
+        bus = MessageBus(url, telemetry=False)
+
+        @bus.subscribe("orders.*", name="typed")
+        async def typed(message: Message[int]) -> None:
+            """Is given no text."""
+
+        async with bus:
+            await bus.publish("orders.created", "text")
+            await bus.drain(5.0)
+
+    asyncio.run(run())
+    assert len(ids(glassbus, url, "--exception-type", "PayloadUndecodable")) == 1
+    assert len(ids(glassbus, url, "--exception-type", "glassbus.errors.PayloadUndecodable")) == 1
+    assert glassbus("dlq", "list", "--url", url) == 0
+    assert "  PayloadUndecodable: " in glassbus.out
+
+
+def test_an_error_is_whole_in_a_pipe_and_keeps_its_end_in_a_terminal(
+    glassbus: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = make_store(tmp_path / "b.db", failing("start " + "x" * 300 + " end"))
+    assert glassbus("dlq", "list", "--url", url) == 0
+    assert glassbus.out.endswith("start " + "x" * 300 + " end\n")
+    monkeypatch.setattr(sys, "stdout", shown := Terminal())
+    assert glassbus("dlq", "list", "--url", url) == 0
+    monkeypatch.undo()
+    error = shown.getvalue()[shown.getvalue().index("ValueError: ") :]
+    assert error.startswith("ValueError: start x")
+    assert error.endswith("x end\n")
+    assert len(error) == 101
+
+
+def test_times_have_their_zone_and_are_taken_back(glassbus: Command, url: str) -> None:
+    assert glassbus("dlq", "list", "--url", url) == 0
+    died = glassbus.out.splitlines()[1].split()[1]
+    assert died.endswith("Z")
+    assert abs(_time(died) - time.time()) < 60
+    assert ids(glassbus, url, "--since", died)
 
 
 def test_a_list_that_is_cut_says_how_to_go_on(glassbus: Command, url: str) -> None:

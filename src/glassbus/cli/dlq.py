@@ -102,7 +102,9 @@ def list_them(arguments: argparse.Namespace) -> int:
             letter.message.topic,
             str(letter.attempts),
             letter.report.fingerprint,
-            shortened(error_text(letter.report), _ERROR_MAX) if sys.stdout.isatty() else printable(error_text(letter.report)),
+            shortened(error_text(letter.report), _ERROR_MAX)
+            if sys.stdout.isatty()
+            else printable(error_text(letter.report)),
         ]
         for letter in found
     ]

@@ -194,7 +194,9 @@ def _where(c: Closing, traces: str) -> list[Told]:
         told.append(("traces", traces, ""))
     if c.durable:
         told.append(("store", c.url, "copy"))
-        commands = [f"{own_command()} {command} --url {shlex.quote(c.url)}" for command in ("dlq list", "audit", "demo")]
+        commands = [
+            f"{own_command()} {command} --url {shlex.quote(c.url)}" for command in ("dlq list", "audit", "demo")
+        ]
         told += [("next" if not number else "", command, "copy") for number, command in enumerate(commands)]
     return told
 
