@@ -43,3 +43,20 @@ def test_the_layers_contract_names_them_too() -> None:
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_test_that_the_acceptance_list_names_exists() -> None:
+    named = re.findall(r"`(tests/[^`:]+)::(\w+)`", (ROOT / "docs/acceptance.md").read_text())
+    assert named
+    assert [
+        f"{file}::{name}"
+        for file, name in named
+        if not (ROOT / file).exists()
+        or not re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.MULTILINE)
+    ] == []
+
+
+def test_every_line_of_the_acceptance_list_is_shown_or_says_what_is_open() -> None:
+    rows = [line.split("|")[1:-1] for line in (ROOT / "docs/acceptance.md").read_text().splitlines() if line[:1] == "|"]
+    assert [row[0].strip() for row in rows if row[0].strip().isdigit()] == [str(n) for n in range(1, 17)]
+    assert [row for row in rows if not row[-2].strip() and "later issue" not in row[-1]] == []
