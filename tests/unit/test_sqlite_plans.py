@@ -17,6 +17,7 @@ IDS = apsw.carray(array("q", [1]))
 NAMES = apsw.carray(("a",))
 STATEMENTS = {
     "ready deliveries of a priority": (claiming._READY, (1, 1, 0, 0, 10)),
+    "priorities with ready deliveries": (claiming._FILLED, (1,)),
     "suspects": (claiming._SUSPECTS, (1,)),
     "keys in flight": (claiming._IN_FLIGHT_KEYS, (1, NAMES)),
     "keys tried before": (claiming._TRIED_KEYS, (1, NAMES)),

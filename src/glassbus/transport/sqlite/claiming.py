@@ -26,6 +26,10 @@ SELECT {_COLUMNS} FROM deliveries
 WHERE state = 0 AND subscription = ? AND lane = {FREE} AND priority = ? AND (position, id) > (?, ?)
 ORDER BY position, id LIMIT ?
 """  # noqa: S608 - constants only, here and below
+_FILLED = f"""
+SELECT p.column1 FROM (VALUES (0), (1), (2), (3)) AS p WHERE EXISTS
+  (SELECT 1 FROM deliveries WHERE state = 0 AND subscription = ? AND lane = {FREE} AND priority = p.column1)
+"""  # noqa: S608
 _SUSPECTS = f"""
 SELECT {_COLUMNS} FROM deliveries
 WHERE state = 0 AND subscription = ? AND lane = {SUSPECT} ORDER BY priority DESC, id LIMIT 64
@@ -38,7 +42,7 @@ WHERE subscription = ? AND key IN carray(?) AND (state = 2 OR (state = 0 AND att
 _WAIT_FOR_KEY = f"UPDATE deliveries SET lane = {KEYED} WHERE id IN carray(?)"  # noqa: S608
 _TAKE = "UPDATE deliveries SET state = 3, lane = 0, owner = ?, attempt = attempt + 1 WHERE id IN carray(?)"
 
-_PAGE_MIN = 16
+_PAGE_MIN = 4
 
 
 class _Row(NamedTuple):
@@ -54,12 +58,12 @@ class _Row(NamedTuple):
 class Lanes:
     """What one subscription has to give in this transaction, by priority: stored deliveries, then fresh ones."""
 
-    __slots__ = ("fresh", "in_flight_keys", "last", "more", "queue", "stored", "tried_keys")
+    __slots__ = ("fresh", "in_flight_keys", "last", "more", "queue", "stored", "tried_keys", "unknown")
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
-        stored = queue.claimable > queue.suspects
-        self.more = [stored] * 4
+        self.unknown = queue.claimable > queue.suspects
+        self.more = [self.unknown] * 4
         self.last = [(0, 0)] * 4
         self.stored: tuple[deque[_Row], ...] = (deque(), deque(), deque(), deque())
         self.fresh: tuple[deque[Fresh], ...] = (deque(), deque(), deque(), deque())
@@ -83,6 +87,14 @@ class Claiming:
         self._expired: list[int] = []
         self._suspect_given = False
 
+    def _look_for_stored(self, lanes: Lanes) -> None:
+        """Find once which priorities have stored deliveries, so that the others are not asked at each turn."""
+        if lanes.unknown:
+            lanes.unknown = False
+            lanes.more = [False] * 4
+            for (priority,) in select(self._txn.connection, _FILLED, (lanes.queue.id,)):
+                lanes.more[priority] = True
+
     def lanes(self, queue: Queue) -> Lanes:
         """Asked for before the transaction's first change to the counts of `queue` by a publish."""
         found = self._lanes.get(queue)
@@ -98,6 +110,7 @@ class Claiming:
         lanes = self.lanes(queue)
         if queue.suspects or (self._txn.suspects and any(h.suspect and h.queue is queue for h in self._running())):
             return self._match_suspect(lanes, waiting)
+        self._look_for_stored(lanes)
         lane = self._only_lane(lanes)
         if lane is not None:
             return self._match_fresh(lanes, lane, waiting)

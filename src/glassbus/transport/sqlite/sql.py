@@ -44,6 +44,8 @@ class Bulk:
 
     def insert(self, connection: apsw.Connection, values: Sequence[Any]) -> None:
         """`values`: the rows, one after the other."""
+        if not values:
+            return
         at, left = 0, len(values) // self._width
         for rows, statement in self._statements:
             while left >= rows:
