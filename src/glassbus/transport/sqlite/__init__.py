@@ -3,7 +3,8 @@
 transport.py    the port, on the loop: hands requests over, resolves futures
 requests.py     what goes to the writer and what comes back
 mailbox.py      how the writer thread sleeps and is woken
-writer.py       the thread: one transaction for everything that waits
+writer.py       the thread: when it works, and how long it sleeps
+rounds.py       one transaction for everything that waits
 backlog.py      requests taken and not yet answered
 transaction.py  what the stages of one transaction share
 settling.py     stage 1: where deliveries go next
@@ -17,6 +18,7 @@ owners.py       locks and leases, and how a death is seen
 health.py       when the store fails
 store.py        the file, its connection, and what SQLite's errors mean
 schema.py       the tables, and migrations
+sql.py          few, large statements
 reading.py      ledger, queues, audit: on a connection of their own
 """
 

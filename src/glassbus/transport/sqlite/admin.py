@@ -69,7 +69,7 @@ def forget(txn: Transaction, name: str) -> int:
     queue = books.need(name)
     rows = select(connection, "SELECT id, message, state FROM deliveries WHERE subscription = ?", (queue.id,))
     told = [row[0] for row in rows if row[2] != State.DEAD_LETTERED][:FORGOTTEN_FACTS_MAX]
-    for delivery, _, _ in txn.deliveries(told):
+    for delivery, _ in txn.deliveries(told):
         txn.answers.facts.append(DeliveryDiscarded(at=txn.wall, delivery=delivery, reason="forgotten"))
     connection.execute(
         "UPDATE gone SET accepted = accepted + ?, handled = handled + ?, expired = expired + ?, "

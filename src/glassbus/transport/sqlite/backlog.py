@@ -142,6 +142,12 @@ class Backlog:
         answers.failed.extend((future, closed) for futures in self.claims.values() for future in futures)
         self.claims = {}
 
+    def closed(self, given_back: int, answers: Answers) -> None:
+        """The last transaction is stored."""
+        if self.close is not None and self.close.future is not None:
+            answers.results.append((self.close.future, given_back))
+        self.close = None
+
     def refuse_all(self, answers: Answers, error: Exception) -> None:
         """The writer is at its end: nothing will be stored any more."""
         futures: list[asyncio.Future[Any]] = [p.future for p in self.publishes]

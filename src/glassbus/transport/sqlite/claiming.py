@@ -288,7 +288,7 @@ class Claiming:
         stored: dict[int, Delivery] = {}
         if self._taken:
             txn.connection.execute(_TAKE, (txn.owner, numbers(self._taken)))
-            for delivery, held, _ in txn.deliveries(self._taken):
+            for delivery, held in txn.deliveries(self._taken):
                 stored[held.id] = delivery
                 txn.claimed.append(held)
         txn.answers.claimers = self._claimers

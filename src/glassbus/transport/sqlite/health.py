@@ -171,27 +171,27 @@ class Health:
         self.full = False
         self._settle_at_most = 0
 
-    def isolate(self, error: Exception, batch: Batch, answers: Answers) -> None:
+    def isolate(self, error: Exception, batch: Batch) -> Answers:
         """Something unforeseen was raised. Find which request did it, and fail that one alone.
 
         Raises `error` when no request is to blame.
         """
+        answers = Answers()
         batch.undone()
         if batch.size > 1:
             self.one_by_one = batch.size
-            return
+            return answers
         if batch.calls:
             answers.failed.append((batch.calls[0].future, error))
+            self._backlog.calls.remove(batch.calls[0])
         elif batch.publishes:
             text = f"this message cannot be stored: {type(error).__name__}: {error}"
             answers.failed.append((batch.publishes[0].future, PublishRejected(text)))
             self._backlog.drop(batch.publishes)
-            self.one_by_one = max(0, self.one_by_one - 1)
-            return
         else:
             raise error
-        self._backlog.answered(Batch([], batch.calls, []), self._backlog.publishes[:0])
         self.one_by_one = max(0, self.one_by_one - 1)
+        return answers
 
 
 def _first_of(batch: Batch) -> Batch:

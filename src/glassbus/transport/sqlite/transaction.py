@@ -85,14 +85,14 @@ class Transaction:
         self.expiry_at = float("inf")
         self.made_room = False
 
-    def deliveries(self, ids: Collection[int]) -> Iterator[tuple[Delivery, Held, str | None]]:
-        """The stored deliveries of `ids`, each with its handle and what it recovers from."""
+    def deliveries(self, ids: Collection[int]) -> Iterator[tuple[Delivery, Held]]:
+        """The stored deliveries of `ids`, each with its handle."""
         if not ids:
             return
         for row in select(self.connection, _BY_IDS, (numbers(ids),)):
             yield self._delivery(row)
 
-    def _delivery(self, row: tuple[Any, ...]) -> tuple[Delivery, Held, str | None]:
+    def _delivery(self, row: tuple[Any, ...]) -> tuple[Delivery, Held]:
         queue = self.books.by_id[row[7]]
         envelope = envelope_of(row)
         held = Held(row[0], row[18], queue, self.owner, row[1], row[14], row[5], row[17] > 0)
@@ -107,7 +107,7 @@ class Transaction:
             _recovering(row[3]),
             row[4],
         )
-        return delivery, held, row[3]
+        return delivery, held
 
     def drop_messages(self, seqs: Collection[int], *, remembered: bool) -> None:
         """Let go of the messages of `seqs` that have no delivery left. `remembered`: some may have to be known yet."""
@@ -135,7 +135,7 @@ class Transaction:
         keys: set[tuple[Queue, str]] = set()
         places = "SELECT id, state, lane FROM deliveries WHERE id IN carray(?)"
         states = {id_: (state, lane) for id_, state, lane in select(self.connection, places, (numbers(ids),))}
-        for delivery, held, _ in self.deliveries(ids):
+        for delivery, held in self.deliveries(ids):
             queue = held.queue
             state, lane = states[held.id]
             leave(queue, state, lane)
