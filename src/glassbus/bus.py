@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,10 +21,12 @@ from glassbus.errors import (
     InvalidHeaders,
     InvalidMessage,
     PublishRejected,
+    PublishUncertain,
     Rule,
     SubscriptionExists,
     TransportError,
     UnknownSubscription,
+    shown,
 )
 from glassbus.facts import (
     BusStarted,
@@ -47,7 +50,6 @@ from glassbus.message import (
 from glassbus.observer import Hub, Observer, safe_text
 from glassbus.policy.ledger import Audit, Ledger
 from glassbus.policy.retry import Retry
-from glassbus.policy.routing import destination
 from glassbus.publisher import Publisher
 from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
@@ -69,6 +71,8 @@ telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
 #: What the store gets to record its last settlements, even when the handlers took all of the deadline, in seconds.
 _CLOSE_S = 1.0
+_LONGEST_S = 10 * 365 * 86400
+_MOST = 10**12
 _OUR_FILES = frozenset(
     {
         __file__,
@@ -162,11 +166,13 @@ class MessageBus:
         self._workers: dict[str, Worker] = {}
         self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._learn)
         self._state = "new"
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._declaring: set[asyncio.Task[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
         self.breakers = Breakers(self._workers, self._hold)
         self.observe(self.journal)
+        self.observe(self._pulse)
         for make in (*default_observers, *(telemetry_observers if telemetry else ())):
             self.observe(make(self))
         for observer in observers:
@@ -266,13 +272,15 @@ class MessageBus:
     ) -> None:
         for what, value, kind in (("retry", retry, Retry), ("kill_switch", kill_switch, KillSwitch)):
             if value is not None and not isinstance(value, kind):
-                raise ConfigurationError(f"{what} must be a {kind.__name__}, not {value!r}")
+                raise ConfigurationError(f"{what} must be a {kind.__name__}, not {shown(value)}")
         for what, number in (("timeout", timeout), ("abandon_after", abandon_after)):
-            if number is not None and not isinstance(number, int | float):
-                raise ConfigurationError(f"{what} must be seconds, not {number!r}")
+            if number is not None and not (isinstance(number, int | float) and 0 < number <= _LONGEST_S):
+                raise ConfigurationError(f"{what} must be more than 0 seconds, at most ten years, not {shown(number)}")
         for what, count in (("concurrency", concurrency), ("capacity", capacity)):
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool)):
-                raise ConfigurationError(f"{what} must be a whole number, not {count!r}")
+            if count is not None and not (type(count) is int and 1 <= count <= _MOST):
+                raise ConfigurationError(f"{what} must be a whole number from 1 to {_MOST:,}, not {shown(count)}")
+        if type(strict_key) is not bool:
+            raise ConfigurationError(f"strict_key must be True or False, not {shown(strict_key)}")
         known_as = handler.name if name is None else name
         try:
             check_text("subscription name", known_as, 128)
@@ -296,7 +304,7 @@ class MessageBus:
         )
         self._subscriptions[known_as] = subscription
         if self._state == "running":
-            task = self._in_background("declare", self._run(subscription))
+            task = self._in_background("declare", self._run_late(subscription))
             self._declaring.add(task)
             task.add_done_callback(self._declaring.discard)
 
@@ -326,12 +334,15 @@ class MessageBus:
             sites=self._sites,
             uniform=self._random.random,
         )
-        worker.tally(destination(spec.pattern, (s.spec.pattern for s in self._subscriptions.values())))
+        worker.tally(spec.pattern)
         self._workers[spec.name] = worker
-        self._learn()
         worker.gate.hold(hold)
         self.hub.state(SubscriptionDeclared(at=self._wall(), subscription=spec.name, pattern=spec.pattern))
         worker.start()
+
+    async def _run_late(self, subscription: Subscription) -> None:
+        await self._run(subscription)
+        self._learn()
 
     def _learn(self) -> None:
         """Take over the stored subscriptions, also those that another process declared."""
@@ -346,11 +357,13 @@ class MessageBus:
         """
         if self._state != "new":
             raise ConfigurationError(f"bus {self.name!r} is {self._state}; a bus starts once: make a new one")
+        self._loop = get_running_loop()
         self._state = "starting"
         try:
             await self._transport.open(_Listener(self))
             for subscription in list(self._subscriptions.values()):
                 await self._run(subscription)
+            self._learn()
         except BaseException:
             await self._take_back_start()
             raise
@@ -442,7 +455,7 @@ class MessageBus:
         Raises PublishRejected (certainly not stored; its subclasses say why) or PublishUncertain
         (may be stored: publish again with the same id).
         """
-        if self._state != "running" or self._declaring:
+        if self._state != "running" or self._declaring or get_running_loop() is not self._loop:
             await self._make_ready(topic, message_id)
         started = self._monotonic()
         try:
@@ -465,7 +478,7 @@ class MessageBus:
         sealed: list[Envelope] = []
         for message in _each(messages):
             one = message if isinstance(message, Outgoing) else Outgoing(*message)
-            if self._state != "running" or self._declaring:
+            if self._state != "running" or self._declaring or get_running_loop() is not self._loop:
                 await self._make_ready(one.topic, one.message_id)
             started = self._monotonic()
             try:
@@ -499,6 +512,10 @@ class MessageBus:
         """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""
         try:
             return await self._transport.publish(batch, 0.0 if self._inside_handler() else self._patience_s)
+        except TransportError as error:
+            uncertain = PublishUncertain(batch[0].id, safe_text(error, 300))
+            self._publisher.not_stored(batch, uncertain, started)
+            raise uncertain from error
         except BaseException as error:
             self._publisher.not_stored(batch, error, started)
             raise
@@ -511,10 +528,13 @@ class MessageBus:
 
     async def _make_ready(self, topic: object, message_id: str | None) -> None:
         """Wait for subscriptions that are being declared. Raises BusNotRunning."""
-        if self._state == "running":
+        elsewhere = self._loop is not None and get_running_loop() is not self._loop
+        if self._state == "running" and not elsewhere:
             await asyncio.wait(self._declaring)
             return
-        if self._pulse.broken:
+        if elsewhere:
+            why = "runs on another event loop: hand the call to it with asyncio.run_coroutine_threadsafe"
+        elif self._pulse.broken:
             why = f"has stopped taking messages: {self._pulse.broken}"
         elif self._state == "new":
             why = "is not started: use 'async with bus' or 'await bus.start()'"
@@ -627,6 +647,9 @@ class MessageBus:
 
         Raises UnknownSubscription.
         """
+        running = self._workers.get(subscription)
+        if running is not None and running.runs(asyncio.current_task()):
+            raise GlassbusError("a handler cannot await forget() of its own subscription; start a task for it")
         worker = self._workers.pop(subscription, None)
         if worker is not None:
             await worker.stop(self.settings.publish_timeout)

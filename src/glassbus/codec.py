@@ -48,7 +48,9 @@ class JsonCodec:
             body = self._encode(payload)
         except RecursionError:
             raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels, or contains itself") from None
-        except Exception as error:  # noqa: BLE001 - a model's own code runs here, so any type can come
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a model's own code runs here, so any type can come
             raise InvalidPayload(f"payload cannot be encoded as JSON: {safe_text(error)}") from None
         # Fewer brackets than this cannot nest too deep, and count() is far cheaper than a look.
         if len(body) > 2 * DEPTH_MAX and body.count(b"[") + body.count(b"{") > DEPTH_MAX and _too_deep(body):

@@ -293,10 +293,11 @@ _BY_TYPE: dict[type[BaseException], Classification] = {
     AssertionError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
     SystemExit: (_C.MESSAGE_PROCESSING_ERROR, _S.HIGH),
 }
-_UNKNOWN: Classification = (_C.MESSAGE_PROCESSING_ERROR, _S.LOW)
+#: What an exception is that no rule names.
+UNKNOWN: Classification = (_C.MESSAGE_PROCESSING_ERROR, _S.LOW)
 
 #: Every (category, severity) pair that the built-in rules can yield.
-CLASSIFICATIONS: frozenset[Classification] = frozenset(_BY_TYPE.values()) | {_UNKNOWN}
+CLASSIFICATIONS: frozenset[Classification] = frozenset(_BY_TYPE.values()) | {UNKNOWN}
 
 
 # By the module that defines the type, where importing it for its type alone would be a pity.
@@ -319,7 +320,7 @@ def classify(error: BaseException) -> Classification:
 
     A group that nothing else is known about is as its most severe member.
     """
-    return _classify(error, 8) or _UNKNOWN
+    return _classify(error, 8) or UNKNOWN
 
 
 def _classify(error: BaseException, depth: int) -> Classification | None:
@@ -343,5 +344,21 @@ def safe_text(error: BaseException, cap: int = 1024) -> str:
         text = str.__str__(str(error))[: cap + 1]
         text = text.encode("utf-8", "replace").decode()
     except BaseException as raised:  # noqa: BLE001 - a user's __str__ may raise anything
-        return f"<{type(error).__name__} whose __str__ raised {type(raised).__name__}>"
+        return f"<{type_name(type(error))} whose __str__ raised {type_name(type(raised))}>"
+    if not text.isprintable():  # an escape sequence must not reach a terminal by way of a log
+        text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     return text if len(text) <= cap else text[: cap - 1] + "…"
+
+
+def type_name(kind: type) -> str:
+    """The bare name of `kind`, for any class however hostile its metaclass. Never raises."""
+    name: str = type.__dict__["__name__"].__get__(kind)
+    return name
+
+
+def shown(value: object, cap: int = 80) -> str:
+    """`repr(value)`, capped, for any value however hostile. Never raises."""
+    try:
+        return str.__str__(repr(value))[:cap]
+    except BaseException:  # noqa: BLE001 - a user's __repr__ may raise anything
+        return f"<a {type_name(type(value))} that cannot be shown>"

@@ -21,7 +21,7 @@ from typing import Any
 
 from glassbus.clock import Clock
 from glassbus.codec import CODECS
-from glassbus.errors import ConfigurationError, PayloadUndecodable
+from glassbus.errors import ConfigurationError, PayloadUndecodable, type_name
 from glassbus.facts import Delivery
 from glassbus.message import Envelope, Message, Priority
 
@@ -208,11 +208,14 @@ class Threads:
             return
         if error is None:
             ended.set_result(result)
-        elif isinstance(error, StopIteration):
+        elif issubclass(type(error), StopIteration):
             # A future refuses StopIteration; the handler raised it all the same.
-            ended.set_exception(RuntimeError(f"handler raised StopIteration: {error}"))
+            ended.set_exception(RuntimeError("handler raised StopIteration"))
         else:
-            ended.set_exception(error)
+            try:
+                ended.set_exception(error)
+            except BaseException:  # noqa: BLE001 - a hostile exception answers for its class itself
+                ended.set_exception(RuntimeError(f"handler raised a {type_name(type(error))} that cannot be passed on"))
 
     def _spawn(self) -> _Inbox:
         inbox: _Inbox = queue.SimpleQueue()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 
-from glassbus.errors import InvalidHeaders, InvalidPattern, InvalidTopic
+from glassbus.errors import InvalidHeaders, InvalidPattern, InvalidTopic, shown, type_name
 
 if TYPE_CHECKING:
     # With a default, so that plain `Message` satisfies strict checkers; at run time it needs Python 3.13.
@@ -125,54 +125,64 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
         return f"Envelope(id={self.id!r}, topic={self.topic!r}, bytes={len(self.body)})"
 
 
+def _plain(value: object) -> str | None:
+    """`value` as a `str` of exactly that type, which has no methods of a user's; None when it is no string."""
+    return str.__str__(value) if issubclass(type(value), str) else None
+
+
 def check_topic(topic: object) -> str:
-    """`topic` when it is a valid name to publish to. Raises InvalidTopic."""
-    if not isinstance(topic, str):
-        raise InvalidTopic(f"topic must be a str, not {type(topic).__name__}")
-    if len(topic) > TOPIC_LENGTH_MAX:
-        raise InvalidTopic(f"topic is {len(topic)} characters long; at most {TOPIC_LENGTH_MAX} are allowed")
-    if not _TOPIC.fullmatch(topic):
+    """`topic` as a plain string when it is a valid name to publish to. Raises InvalidTopic."""
+    name = _plain(topic)
+    if name is None:
+        raise InvalidTopic(f"topic must be a str, not {type_name(type(topic))}")
+    if len(name) > TOPIC_LENGTH_MAX:
+        raise InvalidTopic(f"topic is {len(name)} characters long; at most {TOPIC_LENGTH_MAX} are allowed")
+    if not _TOPIC.fullmatch(name):
         raise InvalidTopic(
-            f"topic {topic!r} is not a dotted name: use ASCII letters, digits, '-' and '_' in parts joined by '.'"
+            f"topic {name!r} is not a dotted name: use ASCII letters, digits, '-' and '_' in parts joined by '.'"
         )
-    if topic.partition(".")[0] in RESERVED_TOPICS:
-        raise InvalidTopic(f"topic {topic!r} starts with a reserved name ({', '.join(sorted(RESERVED_TOPICS))})")
-    return topic
+    if name.partition(".")[0] in RESERVED_TOPICS:
+        raise InvalidTopic(f"topic {name!r} starts with a reserved name ({', '.join(sorted(RESERVED_TOPICS))})")
+    return name
 
 
 def check_pattern(pattern: object) -> str:
-    """`pattern` when it is valid to subscribe to. Raises InvalidPattern."""
-    if not isinstance(pattern, str) or len(pattern) > TOPIC_LENGTH_MAX or not _PATTERN.fullmatch(pattern):
-        shown = repr(pattern)[:80]
+    """`pattern` as a plain string when it is valid to subscribe to. Raises InvalidPattern."""
+    name = _plain(pattern)
+    if name is None or len(name) > TOPIC_LENGTH_MAX or not _PATTERN.fullmatch(name):
         raise InvalidPattern(
-            f"pattern {shown} is not a dotted name; '*' stands for one part, a last '>' for one or more parts"
+            f"pattern {shown(pattern)} is not a dotted name; '*' stands for one part, a last '>' for one or more parts"
         )
-    return pattern
+    return name
 
 
 def check_text(what: str, value: object, length_max: int) -> str:
-    """`value` when it is short printable ASCII. Raises InvalidHeaders naming `what`."""
-    if not isinstance(value, str) or len(value) > length_max or not _TEXT.fullmatch(value):
-        shown = repr(value)[:80]
-        raise InvalidHeaders(f"{what} {shown} must be 1 to {length_max} printable ASCII characters")
-    return value
+    """`value` as a plain string when it is short printable ASCII. Raises InvalidHeaders naming `what`."""
+    text = _plain(value)
+    if text is None or len(text) > length_max or not _TEXT.fullmatch(text):
+        raise InvalidHeaders(f"{what} {shown(value)} must be 1 to {length_max} printable ASCII characters")
+    return text
 
 
 def check_headers(headers: object) -> dict[str, str]:
-    """A copy of `headers` when every one can be carried by every transport. Raises InvalidHeaders."""
-    if not isinstance(headers, dict):
-        raise InvalidHeaders(f"headers must be a dict of str to str, not {type(headers).__name__}")
-    if len(headers) > HEADERS_MAX:
-        raise InvalidHeaders(f"{len(headers)} headers; at most {HEADERS_MAX} are allowed")
+    """A plain copy of `headers` when every one can be carried by every transport. Raises InvalidHeaders."""
+    if not issubclass(type(headers), dict):
+        raise InvalidHeaders(f"headers must be a dict of str to str, not {type_name(type(headers))}")
+    given: list[tuple[object, object]] = list(dict.items(headers))  # type: ignore[arg-type]
+    if len(given) > HEADERS_MAX:
+        raise InvalidHeaders(f"{len(given)} headers; at most {HEADERS_MAX} are allowed")
     size = 0
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise InvalidHeaders(f"header name {repr(name)[:80]} must be ASCII letters, digits, '-', '_' or '.'")
+    carried: dict[str, str] = {}
+    for given_name, given_value in given:
+        name, value = _plain(given_name), _plain(given_value)
+        if name is None or not _HEADER_NAME.fullmatch(name):
+            raise InvalidHeaders(f"header name {shown(given_name)} must be ASCII letters, digits, '-', '_' or '.'")
         if name.lower().startswith(RESERVED_HEADERS):
             raise InvalidHeaders(f"header {name!r} is reserved for the bus and its transports")
-        if not isinstance(value, str) or not _HEADER_VALUE.fullmatch(value):
+        if value is None or not _HEADER_VALUE.fullmatch(value):
             raise InvalidHeaders(f"value of header {name!r} must be a str without control characters")
+        carried[name] = value
         size += len(name) + (len(value) if value.isascii() else len(value.encode()))
     if size > HEADERS_BYTES_MAX:
         raise InvalidHeaders(f"headers take {size} bytes; at most {HEADERS_BYTES_MAX} are allowed")
-    return dict(headers)
+    return carried

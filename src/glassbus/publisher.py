@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from glassbus.clock import Clock
 from glassbus.codec import JSON, RAW
 from glassbus.config import Settings
-from glassbus.errors import InvalidHeaders, InvalidPayload, PublishRejected
+from glassbus.errors import InvalidHeaders, InvalidPayload, PublishRejected, shown, type_name
 from glassbus.facts import (
     DuplicateRecognised,
     MessagePublished,
@@ -36,6 +36,7 @@ from glassbus.transport import Stored
 _TOPICS_MAX = 10_000
 # Looking a member up on its enum takes longer than comparing it.
 _NORMAL = Priority.NORMAL
+_TRACE_CONTEXT = frozenset({"traceparent", "tracestate", "baggage"})
 _DELAY_MAX_S = 10 * 365 * 86400
 # Message ids end in 60 bits that run through every value once, in an order that looks random
 # (a Weyl sequence: any odd step does). A leading 1 keeps them 16 hexadecimal digits long.
@@ -87,7 +88,7 @@ class Publisher:
     ) -> Envelope:
         """Check everything and make the envelope. Raises PublishRejected."""
         if type(topic) is not str or topic not in self._topics:
-            check_topic(topic)
+            topic = check_topic(topic)
         codec = RAW if type(payload) is bytes else JSON
         body = codec.encode(payload)
         if len(body) > self._bytes_max:
@@ -96,7 +97,7 @@ class Publisher:
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
         carried = {} if headers is None else check_headers(headers)
-        if message_id is None and key is None and expires_in is None and not delay and priority is _NORMAL:
+        if message_id is None and key is None and expires_in is None and delay == 0 and priority is _NORMAL:
             if self._propagators:
                 self._inject(carried)
             self._id_next = low = (self._id_next + _ID_STEP) & _ID_MASK
@@ -106,22 +107,32 @@ class Publisher:
         if message_id is None:
             message_id = self._next_id()
         else:
-            check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
+            message_id = check_text("message id", message_id, MESSAGE_ID_LENGTH_MAX)
         if key is not None:
-            check_text("key", key, KEY_LENGTH_MAX)
+            key = check_text("key", key, KEY_LENGTH_MAX)
         now = self._wall()
-        due_at = now + _seconds("delay", delay) if delay else 0.0
+        due_at = now + _seconds("delay", delay) if delay != 0 else 0.0
         expires_at = now + _seconds("expires_in", expires_in) if expires_in is not None else 0.0
         level = priority.value if type(priority) is Priority else _priority(priority).value
         self._inject(carried)
         return Envelope(message_id, topic, body, codec.name, carried, level, key, now, due_at, expires_at, remember)
 
     def _inject(self, headers: dict[str, str]) -> None:
+        """Let the propagators add to `headers`. What they add is checked like a publisher's; they take away
+        nothing but trace context."""
         for propagator in self._propagators:
+            written = dict(headers)
             try:
-                propagator.inject(headers)
+                propagator.inject(written)
+                if not written:
+                    continue
+                written = check_headers(written)
             except BaseException as error:  # noqa: BLE001 - a propagator may raise anything; the message goes out
                 self._hub.failed(propagator, "inject", error)
+                continue
+            for name in [n for n in headers if n not in written and n in _TRACE_CONTEXT]:
+                del headers[name]
+            headers.update(written)
 
     def _next_id(self) -> str:
         self._id_next = low = (self._id_next + _ID_STEP) & _ID_MASK
@@ -189,13 +200,13 @@ class Publisher:
 
     def refused(self, topic: object, message_id: str | None, error: PublishRejected, started: float) -> None:
         """State that a message was not stored, for certain."""
-        known = self._topics.get(topic) if isinstance(topic, str) else None
+        known = self._topics.get(topic) if type(topic) is str else None
         self._hub.state(
             PublishRefused(
                 at=self._wall(),
-                topic=topic[:80] if isinstance(topic, str) else type(topic).__name__,
+                topic=topic[:80] if type(topic) is str else type_name(type(topic)),
                 destination=known.destination if known is not None else OTHER,
-                message_id=str(message_id)[:MESSAGE_ID_LENGTH_MAX] if message_id is not None else "",
+                message_id=message_id[:MESSAGE_ID_LENGTH_MAX] if type(message_id) is str else "",
                 reason=error.reason,
                 error=safe_text(error, 300),
                 duration_s=self._monotonic() - started,
@@ -204,14 +215,12 @@ class Publisher:
 
 
 def _seconds(what: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _DELAY_MAX_S:
-        raise InvalidHeaders(f"{what} must be 0 or more seconds, and at most ten years, not {value!r}")
-    return float(value)
+    if type(value) not in (int, float) or not 0 <= value <= _DELAY_MAX_S:  # type: ignore[operator]
+        raise InvalidHeaders(f"{what} must be 0 or more seconds, and at most ten years, not {shown(value)}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _priority(value: object) -> Priority:
-    make: Callable[[Any], Priority] = Priority
-    try:
-        return make(value)
-    except ValueError:
-        raise InvalidHeaders(f"priority must be one of {[p.name for p in Priority]}, not {value!r}") from None
+    if type(value) is int and 0 <= value < len(Priority):
+        return Priority(value)
+    raise InvalidHeaders(f"priority must be one of {[f'Priority.{p.name}' for p in Priority]}, not {shown(value)}")

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from glassbus.clock import Clock
-from glassbus.errors import GlassbusError, classify
-from glassbus.facts import LedgerUnbalanced, TransportFailed
-from glassbus.observer import Hub, safe_text
+from glassbus.errors import GlassbusError, StorageFull, classify
+from glassbus.facts import Fact, FactType, LedgerUnbalanced, PublishRefused, TransportFailed, TransportRecovered
+from glassbus.observer import Hub, Observer, safe_text
 from glassbus.recovery.health import Check, Health, HealthStatus, SuccessWindow, by_rate, worst
 from glassbus.recovery.killswitch import Gate
 from glassbus.transport import Transport
@@ -20,8 +20,10 @@ _PROBE_EVERY_S = 5.0
 _SILENCE_MAX_S = 15.0
 
 
-class Pulse:
+class Pulse(Observer):
     """Looks after a running bus. `turned` is called at each beat, first."""
+
+    interests: frozenset[FactType] = frozenset({TransportFailed, TransportRecovered, PublishRefused})
 
     def __init__(
         self,
@@ -42,6 +44,8 @@ class Pulse:
         self._started_at: float | None = None
         self._window = SuccessWindow()
         self._unbalanced: set[str] = set()
+        self._failing = ""  # what the store failed at last, until a round trip succeeds
+        self._full_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
 
@@ -64,7 +68,8 @@ class Pulse:
             worker.gate.look()
         self._window.sample(now, *self._totals())
         self._check_balance()
-        if self._probing is None and (self.answered_at is None or now - self.answered_at >= _PROBE_EVERY_S):
+        late = self.answered_at is None or now - self.answered_at >= _PROBE_EVERY_S
+        if self._probing is None and (late or self._failing):
             self._probing = asyncio.get_running_loop().create_task(self._probe())
         self._timer = asyncio.get_running_loop().call_later(_BEAT_S, self._beat)
 
@@ -76,8 +81,10 @@ class Pulse:
         try:
             await self._transport.probe()
             self.answered_at = self._clock.monotonic()
+            self._failing = ""
         except GlassbusError as error:
-            self.state_failure("probe", error)
+            if not self._failing:  # told once, not every second
+                self.state_failure("probe", error)
         finally:
             self._probing = None
 
@@ -91,6 +98,15 @@ class Pulse:
                 self._hub.state(
                     LedgerUnbalanced(at=self._clock.wall(), subscription=name, unaccounted=account.unaccounted)
                 )
+
+    def on_fact(self, fact: Fact, /) -> None:
+        """Failures of the store count at once, not only when the next probe finds them."""
+        if isinstance(fact, TransportFailed):
+            self._failing = fact.error[:200]
+        elif isinstance(fact, TransportRecovered):
+            self._failing = ""
+        elif isinstance(fact, PublishRefused) and fact.reason == StorageFull.reason:
+            self._full_at = self._clock.monotonic()
 
     def state_failure(self, operation: str, error: BaseException) -> None:
         self._hub.state(
@@ -122,7 +138,7 @@ class Pulse:
         )
         return Health(
             status=worst(checks),
-            ready=state == "running" and not self.broken and store.status is HealthStatus.HEALTHY,
+            ready=state == "running" and not self.broken and store.status is not HealthStatus.CRITICAL,
             uptime_seconds=0.0 if self._started_at is None else now - self._started_at,
             success_rate=rate,
             messages_processed=handled,
@@ -145,6 +161,10 @@ class Pulse:
     def _check_store(self, now: float) -> Check:
         if self.answered_at is None:
             return Check("store", HealthStatus.UNKNOWN, "the store was never asked")
+        if self._failing:
+            return Check("store", HealthStatus.CRITICAL, self._failing)
+        if now - self._full_at < _SILENCE_MAX_S:
+            return Check("store", HealthStatus.DEGRADED, "publishes were refused for want of disk space")
         age_s = now - self.answered_at
         if age_s > _SILENCE_MAX_S:
             return Check("store", HealthStatus.CRITICAL, f"no round trip to the store for {age_s:.1f} s")

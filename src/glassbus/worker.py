@@ -392,7 +392,9 @@ class Worker:
             if self._foreign_cancel(slot, error):
                 raise error
             return
-        if isinstance(error, asyncio.CancelledError) and self._stopping and not slot.expired:
+        # By its type, not by isinstance: a hostile exception answers for its class itself.
+        cancelled = issubclass(type(error), asyncio.CancelledError)
+        if cancelled and self._stopping and not slot.expired:
             self.gate.leave(slot.permit)
             self._settle(delivery, Stopped("stopping"))
             raise error
@@ -400,17 +402,17 @@ class Worker:
         if slot.expired:
             self._forgive(slot)
             cause, error = error, HandlerTimedOut(f"handler ran longer than its timeout of {self.timeout_s:g} s")
-            error.__cause__ = None if isinstance(cause, asyncio.CancelledError) else cause
-        elif isinstance(error, asyncio.CancelledError):
+            error.__cause__ = None if cancelled else cause
+        elif cancelled:
             error = HandlerCancelled("the handler was cancelled, and not by the bus")
         report = self._report(delivery, error)
-        undecodable = isinstance(error, PayloadUndecodable)
+        undecodable = issubclass(type(error), PayloadUndecodable)
         self.housekeep()
         if undecodable:
             self.gate.leave(slot.permit)  # says nothing about what the handler depends on
         else:
             self.gate.failed(delivery, slot.permit, caught)
-        retryable = not undecodable and not isinstance(error, self.subscription.retry.dead_letter_on)
+        retryable = not undecodable and not issubclass(type(error), self.subscription.retry.dead_letter_on)
         self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught))
         self._handling(report.category).observe(self._clock.monotonic() - caught)
         if foreign:
@@ -420,7 +422,7 @@ class Worker:
         """Whether somebody outside cancelled this task: it must end then, or it would outlive its loop."""
         assert slot.task is not None
         ours = int(slot.expired and self._threads is None)
-        return isinstance(error, asyncio.CancelledError) and slot.task.cancelling() > ours
+        return issubclass(type(error), asyncio.CancelledError) and slot.task.cancelling() > ours
 
     def _forgive(self, slot: Slot) -> None:
         """Take back our own cancellation, so that the task goes on as if it had not been."""

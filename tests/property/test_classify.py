@@ -141,7 +141,8 @@ def test_text_is_capped_and_can_always_be_written(text: str, cap: int) -> None:
     shown = safe_text(ValueError(text), cap)
     assert len(shown) <= cap
     shown.encode()
-    if len(text) <= cap and text.isascii():
+    assert all(c.isprintable() or c in "\n\t" for c in shown), "an escape sequence could reach a terminal"
+    if len(text) <= cap and text.isascii() and text.isprintable():
         assert shown == text
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 #: The destination label of a topic that nobody declared.
 OTHER = "_other"
 
 
+@lru_cache(maxsize=16_384)
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A regular expression that fully matches the topics of `pattern`."""
     parts = []

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from glassbus.errors import Classification, ErrorReport, Rule, classify
+from glassbus.errors import UNKNOWN, Classification, ErrorReport, Rule, classify, type_name
 from glassbus.observer import safe_text
 
 STACK_CAP = 16 * 1024
@@ -62,11 +62,15 @@ class FailureSites:
         retry_count: int = 0,
     ) -> ErrorReport:
         """A report of `error`. Leading frames in files named by `ours` are left out of its stack."""
-        key = _key(error, self._ours)
-        site = self._sites.get(key)
-        if site is None:
-            site = self._remember(key, error)
-        category, severity = site.classification or self._classify(error)
+        try:
+            key = _key(error, self._ours)
+            site = self._sites.get(key)
+            if site is None:
+                site = self._remember(key, error)
+            category, severity = site.classification or self._classify(error)
+        except BaseException as hostile:  # noqa: BLE001 - an exception, or a user's rule, may raise at any touch
+            site = _unreadable(error, hostile)
+            category, severity = UNKNOWN
         return ErrorReport(
             error_id=error_id,
             timestamp=at,
@@ -102,6 +106,13 @@ class FailureSites:
         )
         self._sites[key] = site
         return site
+
+
+def _unreadable(error: BaseException, raised: BaseException) -> _Site:
+    """What can be said of an exception that cannot be looked at."""
+    name = type_name(type(error))
+    why = f"{name} raised {type_name(type(raised))} when its type and stack were read"
+    return _Site(blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest(), why, name, None, ())
 
 
 def _code_of(error: BaseException) -> tuple[CodeType, ...]:
