@@ -480,3 +480,69 @@ def _between(model: WindowModel, now: float) -> range:
     surely = sum(at > now - 59.0 for at in succeeded)
     possibly = sum(at > now - 62.0 for at in succeeded)
     return range(surely, possibly + 1)
+
+
+def test_a_delivery_that_fails_again_is_as_recent_as_its_last_failure() -> None:
+    rule = rule_of()
+    rule.failed("a", "a, once", 0.0)
+    rule.failed("b", "b", 10.0)
+    rule.failed("a", "a, again", 50.0)
+    assert rule.causes() == ("b", "a, again")
+    rule.failed("c", "c", 75.0)  # b is over; a is not
+    assert rule.causes() == ("a, again", "c")
+
+
+def test_a_reset_rule_remembers_nothing() -> None:
+    rule = rule_of(minimum=4)
+    for n in range(6):
+        rule.failed(n, "c", 1.0)
+        rule.succeeded(f"ok{n}", 1.0, 3)
+    rule.reset()
+    assert rule.causes() == ()
+    for n in range(4):
+        assert rule.tripped(1.0) == ""
+        rule.failed(n, "c", 1.0)
+    assert rule.tripped(1.0) == "4 of 4 deliveries failing within 60 s"
+    consecutive = ConsecutiveFailures[str](1)
+    consecutive.failed("k", "c", 1.0)
+    consecutive.succeeded("k", 1.0)
+    assert consecutive.causes() == ()
+
+
+def test_successes_leave_with_their_slice() -> None:
+    rule = rule_of(minimum=3, ratio=0.5)  # slices of one second
+    rule.succeeded("x", 0.0, 2)
+    rule.succeeded("y", 0.99, 1)  # in the same slice
+    rule.succeeded("z", 1.0, 1)  # in the next
+    rule.failed("k", "c", 59.0)
+    rule.failed("l", "c", 59.0)
+    assert rule.tripped(59.0) == ""  # 2 of 6
+    assert rule.tripped(60.99) == ""
+    assert rule.tripped(61.0) == "2 of 3 deliveries failing within 60 s"
+    assert rule.tripped(62.0) == ""  # 2 of 2, and three are wanted
+
+
+def test_the_failing_are_kept_up_to_the_limit_and_the_oldest_goes() -> None:
+    rule = rule_of()
+    assert rule.FAILING_MAX == 4096
+    for n in range(4097):
+        rule.failed(n, f"c{n}", 1.0)
+    assert rule.tripped(1.0).startswith("4096 of 4096")
+    rule.succeeded(0, 1.0)  # it went already
+    assert rule.tripped(1.0).startswith("4096 of 4097")
+    assert rule.causes() == tuple(f"c{n}" for n in range(4065, 4097))
+
+
+def test_the_defaults_of_the_kill_switch_are_as_documented() -> None:
+    rule = DistinctFailures[str]()
+    assert (rule.window_s, rule.minimum, rule.ratio, rule.SLICES) == (60.0, 20, 0.5, 60)
+
+
+def test_what_succeeded_already_takes_up_a_probe() -> None:
+    breaker = opened(probes=3)
+    breaker.tick(110.0)
+    assert [breaker.admit(110.0), breaker.admit(110.0)] == [1, 2]
+    assert breaker.succeeded("k", 110.0, 1) is None
+    assert breaker.has_permits(110.0)
+    assert [breaker.admit(110.0), breaker.admit(110.0)] == [3, None]
+    assert not breaker.has_permits(110.0)

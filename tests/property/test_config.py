@@ -162,3 +162,14 @@ def test_a_bus_name_cannot_be_a_path() -> None:
     for name in (".", ".."):
         with pytest.raises(ConfigurationError):
             Settings(name=name)
+
+
+def test_the_defaults_are_as_documented() -> None:
+    assert KillSwitch() == KillSwitch(window=60.0, minimum=20, ratio=0.5, open_for=3.0, probes=3, enabled=True)
+    assert Settings() == Settings("default", 5.0, 1_048_576, 100_000, None)
+
+
+def test_the_least_that_can_work_is_taken() -> None:
+    assert KillSwitch(window=0.5, minimum=1, ratio=1, open_for=0, probes=1).probes == 1
+    assert KillSwitch(ratio=0.01).ratio == 0.01
+    assert Settings(publish_timeout=0, payload_bytes_max=1, capacity=1).capacity == 1

@@ -10,8 +10,14 @@ from glassbus.errors import GlassbusError, InvalidHeaders, InvalidPattern, Inval
 from glassbus.message import (
     HEADERS_BYTES_MAX,
     HEADERS_MAX,
+    KEY_LENGTH_MAX,
+    MESSAGE_ID_LENGTH_MAX,
     TOPIC_LENGTH_MAX,
     Envelope,
+    Level,
+    Outgoing,
+    Priority,
+    Receipt,
     check_headers,
     check_pattern,
     check_text,
@@ -198,3 +204,17 @@ def test_an_envelope_shows_neither_payload_nor_headers() -> None:
     assert "canary" not in repr(envelope)
     assert "canary" not in str(envelope)
     assert issubclass(InvalidTopic, GlassbusError)
+
+
+def test_the_limits_and_defaults_are_as_documented() -> None:
+    assert (TOPIC_LENGTH_MAX, KEY_LENGTH_MAX, MESSAGE_ID_LENGTH_MAX) == (255, 255, 128)
+    assert (HEADERS_MAX, HEADERS_BYTES_MAX) == (64, 16_384)
+    assert [p.value for p in Priority] == [0, 1, 2, 3]  # stored: never renumbered
+    assert [p.name for p in Priority] == ["LOW", "NORMAL", "HIGH", "CRITICAL"]
+    assert check_pattern("x" * TOPIC_LENGTH_MAX)
+    envelope = Envelope("m", "t", b"", "json", {})
+    assert (envelope.priority, envelope.key, envelope.remember) == (1, None, False)
+    assert (envelope.published_at, envelope.due_at, envelope.expires_at) == (0.0, 0.0, 0.0)
+    outgoing = Outgoing("t")
+    assert (outgoing.delay, outgoing.expires_in, outgoing.priority) == (0.0, None, Priority.NORMAL)
+    assert not Receipt("m", Level.MEMORY, ()).duplicate

@@ -12,7 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassbus.facts import BusStarted, Delivery, Fact, ObserverFailed, SubscriptionPaused
+from glassbus.facts import (
+    BusStarted,
+    Delivery,
+    DeliveryHandled,
+    Fact,
+    MessagePublished,
+    ObserverFailed,
+    SubscriptionPaused,
+)
 from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS, NO_SCOPE, Hub, Observer
 from glassbus.testing import RecordingObserver
@@ -314,3 +322,24 @@ def test_any_mix_of_observers_leaves_every_quiet_one_with_every_fact(mix: list[s
             assert len(observer.of(ObserverFailed)) == raising
     # One for the fact itself, one for each failure of another.
     assert sum(hub.failures.values()) == raising + raising * (raising - 1)
+
+
+def test_the_hub_knows_whether_anyone_looks_at_the_happy_path() -> None:
+    class Handled(RecordingObserver):
+        interests = frozenset({DeliveryHandled})
+
+    class Published(RecordingObserver):
+        interests = frozenset({MessagePublished})
+
+    class Neither(RecordingObserver):
+        interests = frozenset({BusStarted})
+
+    hub = Hub(lambda: 0.0, [Neither()])
+    assert (hub.shows_happy, hub.scopes) == (False, False)
+    for kind in (Handled, Published):
+        observer = kind()
+        hub.add(observer)
+        assert hub.shows_happy
+        hub.remove(observer)
+        assert not hub.shows_happy
+    assert (Hub(lambda: 0.0).shows_happy, Hub(lambda: 0.0).scopes) == (False, False)
