@@ -473,7 +473,7 @@ class MessageBus:
         """Store a batch: all of it or nothing, with one receipt for each message in order.
 
         Takes `Outgoing` messages or pairs of topic and payload. Raises as `publish` does; a
-        PublishUncertain names the first message, and all of the batch is to be published again, each with its id.
+        PublishUncertain names all of them (`message_ids`): publish the whole batch again, each message with its id.
         """
         sealed: list[Envelope] = []
         for message in _each(messages):
@@ -512,10 +512,12 @@ class MessageBus:
         """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""
         try:
             return await self._transport.publish(batch, 0.0 if self._inside_handler() else self._patience_s)
-        except TransportError as error:
-            uncertain = PublishUncertain(batch[0].id, safe_text(error, 300))
+        except (TransportError, PublishUncertain) as error:
+            known = error if isinstance(error, PublishUncertain) else None
+            uncertain = known or PublishUncertain(batch[0].id, safe_text(error, 300))
+            uncertain.message_ids = tuple(envelope.id for envelope in batch)
             self._publisher.not_stored(batch, uncertain, started)
-            raise uncertain from error
+            raise uncertain from (error.__cause__ if known else error)
         except BaseException as error:
             self._publisher.not_stored(batch, error, started)
             raise

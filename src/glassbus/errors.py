@@ -151,6 +151,8 @@ class PublishUncertain(PublishError):
             f"publish it again with message_id={message_id!r}"
         )
         self.message_id = message_id
+        #: Every id of the batch, for `publish_many`: all of them are to be published again.
+        self.message_ids: tuple[str, ...] = (message_id,)
 
 
 class TransportError(GlassbusError):

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 from suite import House, Store
 
-from glassbus import InvalidMessage, KillSwitch, Message, MessageBus, Outgoing, QueueFull, Retry, TransportError
+from glassbus import (
+    InvalidMessage,
+    KillSwitch,
+    Message,
+    MessageBus,
+    Outgoing,
+    PublishUncertain,
+    QueueFull,
+    Retry,
+    TransportError,
+)
 from glassbus.facts import AttemptFailed, DeliveryDeadLettered
+from glassbus.message import Envelope
 from glassbus.testing import VirtualClock, run_virtual
 from glassbus.transport import Hold
 
@@ -266,3 +279,43 @@ def test_a_bus_made_in_virtual_time_takes_its_clock() -> None:
 
     run_virtual(scenario, seed=1)
     assert not isinstance(MessageBus(telemetry=False).clock, VirtualClock)
+
+
+def test_a_replay_long_after_the_expiry_is_handled_all_the_same(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus, broken = house.bus(), [True]
+
+        @bus.subscribe("t", name="s", retry=Retry(max_attempts=1))
+        async def handler(message: Message) -> None:
+            if broken[0]:
+                raise ValueError("broken")
+
+        async with bus:
+            await bus.publish("t", expires_in=10)
+            await bus.drain()
+            await asyncio.sleep(1000)
+            broken[0] = False
+            (dead,) = await bus.dead_letters.list()
+            assert await bus.dead_letters.replay(dead.id) == 1
+            await bus.drain()
+            assert bus.ledger().accounts["s"].handled == 1
+
+    store.run_bus(scenario)
+
+
+def test_an_uncertain_batch_names_every_message_of_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(house: House) -> None:
+        bus = house.bus()
+        bus.subscribe("t", name="s")(nothing)
+
+        async def breaks(batch: Sequence[Envelope], *_: object, **__: object) -> NoReturn:
+            raise PublishUncertain(batch[0].id, "no answer")
+
+        async with bus:
+            with monkeypatch.context() as patch:
+                patch.setattr(bus._transport, "publish", breaks)
+                with pytest.raises(PublishUncertain) as raised:
+                    await bus.publish_many([Outgoing("t", message_id=name) for name in "abc"])
+            assert raised.value.message_ids == ("a", "b", "c")
+
+    store.run_bus(scenario)

@@ -257,19 +257,22 @@ def test_the_first_version_still_opens(tmp_path: Path) -> None:
 # While it is open
 
 
-def test_a_store_that_is_deleted_under_us_stops_the_bus(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["store.db", "store.db-wal"])
+def test_a_store_that_is_deleted_under_us_stops_the_bus(tmp_path: Path, file: str) -> None:
     path = tmp_path / "store.db"
 
     async def scenario(clock: VirtualClock) -> None:
         desk = await Desk(path, clock).open()
         await desk.declare()
         claiming = asyncio.ensure_future(desk.transport.claim("s"))
-        path.unlink()
+        await asyncio.sleep(2)
+        (tmp_path / file).unlink()
         await asyncio.sleep(2)
         with pytest.raises(TransportError):
             await claiming
         (error,) = desk.ears.errors
         assert "deleted or replaced" in str(error)
+        assert "store.db" in str(error)
         with pytest.raises(TransportError):
             await desk.publish()
         await desk.close()

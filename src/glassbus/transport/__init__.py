@@ -211,7 +211,7 @@ class Transport(Protocol):
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]: ...
 
     async def replay(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
-        """Move dead letters back to ready with attempts 0 and replays + 1.
+        """Move dead letters back to ready with attempts 0 and replays + 1; they expire no more.
 
         Returns those moved. Raises UnknownDeadLetter, moving none, when one is unknown.
         """

@@ -699,8 +699,9 @@ class MemoryTransport:
         for record in moved:
             queue = self._queues[record.subscription]
             del queue.dead[record.id]
+            envelope = msgspec.structs.replace(record.envelope, expires_at=0.0)
             delivery = Delivery(
-                record.envelope, record.subscription, record.destination, 0, int(record.id), replays=record.replays + 1
+                envelope, record.subscription, record.destination, 0, int(record.id), replays=record.replays + 1
             )
             self._accept(queue, delivery)
         return moved

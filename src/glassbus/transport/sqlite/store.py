@@ -94,6 +94,9 @@ def _digest(*values: Any) -> bytes:
     return digest(*values)
 
 
+_Inode = tuple[int, int]
+
+
 class Store:
     """One connection to the file. Belongs to the thread that uses it; construction does no I/O.
 
@@ -108,7 +111,8 @@ class Store:
         self.busy_timeout_s = busy_timeout_s
         self.migrations: Sequence[str] = schema.MIGRATIONS
         self._connection: apsw.Connection | None = None
-        self._inode = (0, 0)
+        self._inode: _Inode | None = None
+        self._log_inode: _Inode | None = None
         self._space_at = float("-inf")
         self._space = 0
 
@@ -135,8 +139,8 @@ class Store:
         except BaseException:
             self.close()
             raise
-        found = self.path.stat()
-        self._inode = (found.st_dev, found.st_ino)
+        self._inode = _inode(self.path)
+        self._log_inode = None
 
     def _place(self) -> None:
         """Make sure there is a regular file to open."""
@@ -232,12 +236,15 @@ class Store:
         self.commit()
 
     def moved(self) -> bool:
-        """Whether the file was deleted or replaced under us: what we write would be lost."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return True
-        return (found.st_dev, found.st_ino) != self._inode
+        """Whether the file or its write-ahead log was deleted or replaced under us: what we write would be lost.
+
+        A program in this process that opens the file with another copy of SQLite (Python's own
+        sqlite3) does that without meaning to: its close() drops our locks and removes the log.
+        """
+        log = _inode(self.path.with_name(f"{self.path.name}-wal"))
+        if self._log_inode is None:
+            self._log_inode = log  # the log comes with the first commit
+        return _inode(self.path) != self._inode or log != self._log_inode
 
     def free_space(self, now: float, ask: Callable[[str], int] | None = None) -> int:
         """Bytes free on the disk, asked at most four times a second."""
@@ -252,6 +259,15 @@ class Store:
         if connection is not None:
             with contextlib.suppress(apsw.Error):  # nothing to do about it: every commit is already on disk
                 connection.close(force=True)
+
+
+def _inode(path: Path) -> _Inode | None:
+    """What file `path` is now; None when there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _make_folders(folder: Path) -> None:

@@ -175,7 +175,7 @@ class Writer:
         self._upkeep_at = now + UPKEEP_S
         if self._store.moved():
             raise TransportError(
-                f"{self._store.name} was deleted or replaced while it was open; nothing more is stored"
+                f"{self._store.name} or its -wal file was deleted or replaced while it was open; nothing more is stored"
             )
         self._orphaned = self._orphaned or self._loop_is_gone()
         self._member.look(self._rounds.books, now)
