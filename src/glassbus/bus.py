@@ -18,7 +18,6 @@ from glassbus.errors import (
     BusNotRunning,
     ConfigurationError,
     GlassbusError,
-    InvalidHeaders,
     InvalidMessage,
     PublishRejected,
     PublishUncertain,
@@ -26,7 +25,6 @@ from glassbus.errors import (
     SubscriptionExists,
     TransportError,
     UnknownSubscription,
-    shown,
 )
 from glassbus.facts import (
     BusStarted,
@@ -45,7 +43,6 @@ from glassbus.message import (
     Priority,
     Receipt,
     check_pattern,
-    check_text,
 )
 from glassbus.observer import Hub, Observer, safe_text
 from glassbus.policy.ledger import Audit, Ledger
@@ -57,10 +54,11 @@ from glassbus.record.journal import Journal
 from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
+from glassbus.subscription import Subscription, make_subscription
 from glassbus.switches import Breakers
-from glassbus.transport import Forced, Hold, QueueState, Stored, SubscriptionSpec, Transport
+from glassbus.transport import Forced, Hold, QueueState, Stored, Transport
 from glassbus.transport.factory import make_transport
-from glassbus.worker import Subscription, Worker
+from glassbus.worker import Worker
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,8 +69,6 @@ telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
 #: What the store gets to record its last settlements, even when the handlers took all of the deadline, in seconds.
 _CLOSE_S = 1.0
-_LONGEST_S = 10 * 365 * 86400
-_MOST = 10**12
 _OUR_FILES = frozenset(
     {
         __file__,
@@ -241,67 +237,29 @@ class MessageBus:
 
         def bind(function: Function) -> Function:
             self._bind(
-                Handler(function),
-                pattern,
-                name=name,
-                retry=retry,
-                timeout=timeout,
-                abandon_after=abandon_after,
-                concurrency=concurrency,
-                capacity=capacity,
-                strict_key=strict_key,
-                kill_switch=kill_switch,
+                make_subscription(
+                    Handler(function),
+                    pattern,
+                    name=name,
+                    retry=retry,
+                    timeout=timeout,
+                    abandon_after=abandon_after,
+                    concurrency=concurrency,
+                    capacity=self.settings.capacity if capacity is None else capacity,
+                    strict_key=strict_key,
+                    kill_switch=kill_switch,
+                )
             )
             return function
 
         return bind
 
-    def _bind(
-        self,
-        handler: Handler,
-        pattern: str,
-        *,
-        name: str | None,
-        retry: Retry | None,
-        timeout: float,
-        abandon_after: float | None,
-        concurrency: int,
-        capacity: int | None,
-        strict_key: bool,
-        kill_switch: KillSwitch | None,
-    ) -> None:
-        for what, value, kind in (("retry", retry, Retry), ("kill_switch", kill_switch, KillSwitch)):
-            if value is not None and not isinstance(value, kind):
-                raise ConfigurationError(f"{what} must be a {kind.__name__}, not {shown(value)}")
-        for what, number in (("timeout", timeout), ("abandon_after", abandon_after)):
-            if number is not None and not (isinstance(number, int | float) and 0 < number <= _LONGEST_S):
-                raise ConfigurationError(f"{what} must be more than 0 seconds, at most ten years, not {shown(number)}")
-        for what, count in (("concurrency", concurrency), ("capacity", capacity)):
-            if count is not None and not (type(count) is int and 1 <= count <= _MOST):
-                raise ConfigurationError(f"{what} must be a whole number from 1 to {_MOST:,}, not {shown(count)}")
-        if type(strict_key) is not bool:
-            raise ConfigurationError(f"strict_key must be True or False, not {shown(strict_key)}")
-        known_as = handler.name if name is None else name
-        try:
-            check_text("subscription name", known_as, 128)
-        except InvalidHeaders as error:
-            raise ConfigurationError(f"{error}; give it one with name=") from None
+    def _bind(self, subscription: Subscription) -> None:
+        known_as = subscription.spec.name
         if known_as in self._subscriptions:
             raise SubscriptionExists(f"bus {self.name!r} already has a subscription {known_as!r}; give one a name=")
         if self._state in ("stopping", "stopped"):
             raise ConfigurationError(f"bus {self.name!r} is {self._state}: subscribe before it stops")
-        room = self.settings.capacity if capacity is None else capacity
-        if room < 1:
-            raise ConfigurationError(f"capacity must be at least 1, not {room}")
-        subscription = Subscription(
-            spec=SubscriptionSpec(known_as, pattern, room, strict_key),
-            handler=handler,
-            retry=retry if retry is not None else Retry(),
-            timeout=timeout,
-            abandon_after=abandon_after if abandon_after is not None else 10 * timeout,
-            concurrency=concurrency,
-            kill_switch=kill_switch if kill_switch is not None else KillSwitch(),
-        )
         self._subscriptions[known_as] = subscription
         if self._state == "running":
             task = self._in_background("declare", self._run_late(subscription))

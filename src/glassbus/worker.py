@@ -13,13 +13,9 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
-import msgspec
-
 from glassbus.clock import Clock
-from glassbus.config import KillSwitch
 from glassbus.errors import (
     AttemptsSpent,
-    ConfigurationError,
     HandlerAbandoned,
     HandlerCancelled,
     HandlerTimedOut,
@@ -51,12 +47,13 @@ from glassbus.policy.delivery import (
     Stopped,
     decide,
 )
-from glassbus.policy.retry import Retry, RetryBudget
+from glassbus.policy.retry import RetryBudget
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.tally import Buckets, Tally
 from glassbus.recovery.killswitch import Gate
 from glassbus.slots import CLEAN_UP_S, Deadlines, Slot
-from glassbus.transport import SubscriptionSpec, Transport
+from glassbus.subscription import Subscription
+from glassbus.transport import Transport
 
 #: A first attempt that simply worked: what `decide` says of it, without its fact.
 HANDLED = Decision(State.HANDLED)
@@ -68,26 +65,6 @@ _enter = current_delivery.set
 _REOPEN_S = 0.05
 #: How soon a slot claims again when the store failed its claim, in seconds.
 _CLAIM_AGAIN_S = 1.0
-
-
-class Subscription(msgspec.Struct, frozen=True):
-    """What `subscribe` was given, checked."""
-
-    spec: SubscriptionSpec
-    handler: Handler
-    retry: Retry
-    timeout: float
-    abandon_after: float
-    concurrency: int
-    kill_switch: KillSwitch
-
-    def __post_init__(self) -> None:
-        if not 0 < self.timeout < float("inf"):
-            raise ConfigurationError(f"timeout must be more than 0 and finite, not {self.timeout!r}")
-        if self.abandon_after < self.timeout:
-            raise ConfigurationError(f"abandon_after ({self.abandon_after!r}) must be at least timeout")
-        if not 1 <= self.concurrency <= 10_000:
-            raise ConfigurationError(f"concurrency must be 1 to 10,000, not {self.concurrency!r}")
 
 
 class Worker:

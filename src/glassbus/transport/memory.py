@@ -41,7 +41,6 @@ from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.overflow import Rung, next_rung
-from glassbus.policy.priority import PriorityTurn
 from glassbus.policy.routing import destination, matches
 from glassbus.transport import (
     DeadLetterFilter,
@@ -55,6 +54,7 @@ from glassbus.transport import (
     Stored,
     SubscriptionSpec,
 )
+from glassbus.transport.queue import Queue
 from glassbus.transport.spill import restore, spill
 
 #: How long an id given by the caller is recognised again, in seconds.
@@ -73,113 +73,8 @@ _EXPIRY_GROUP_S = 0.05
 _Known = tuple[float, bytes, tuple[str, ...]]
 
 
-class _Queue:
-    """The deliveries of one subscription."""
-
-    def __init__(self, spec: SubscriptionSpec) -> None:
-        self.name = spec.name
-        self.update(spec)
-        self.hold = Hold()
-        self.held = False
-        self.consumed = False
-        self.ready: tuple[deque[Delivery], ...] = (deque(), deque(), deque(), deque())
-        self.normal = self.ready[Priority.NORMAL]
-        self.turn = PriorityTurn()
-        self.later: list[tuple[float, int, Delivery]] = []  # retrying, by monotonic time
-        self.scheduled: list[tuple[float, int, Delivery]] = []  # delayed publish, by wall time
-        self.expiring: set[int] = set()  # handles of what waits and can expire
-        self.in_flight: set[Delivery] = set()
-        self.busy: dict[str, Delivery] = {}
-        self.waiting_for_key: dict[str, list[tuple[float, int, Delivery]]] = {}  # by priority
-        self.dead: dict[str, DeadLetterRecord] = {}
-        self.claimers: deque[asyncio.Future[None]] = deque()
-        self.accepted = self.handled = self.expired = self.discarded = 0
-        self.pending = 0
-
-    def update(self, spec: SubscriptionSpec) -> None:
-        self.spec = spec
-        self.capacity = spec.capacity
-
-    def account(self) -> Account:
-        return Account(
-            accepted=self.accepted,
-            ready=sum(map(len, self.ready)) + sum(map(len, self.waiting_for_key.values())),
-            scheduled=len(self.scheduled),
-            retrying=len(self.later),
-            in_flight=len(self.in_flight),
-            handled=self.handled,
-            dead_lettered=len(self.dead),
-            expired=self.expired,
-            discarded=self.discarded,
-        )
-
-    def held_deliveries(self) -> list[Delivery]:
-        """Every delivery that is neither settled nor dead-lettered, oldest first within its kind."""
-        ready = [d for lane in self.ready for d in lane]
-        keyed = [d for waiting in self.waiting_for_key.values() for _, _, d in sorted(waiting)]
-        timed = [d for _, _, d in sorted(self.later) + sorted(self.scheduled)]
-        return [*self.in_flight, *ready, *keyed, *timed]
-
-    def put(self, delivery: Delivery, *, first: bool = False) -> None:
-        """Make `delivery` ready; `first` for one that was taken before and goes to the front."""
-        lane = self.ready[delivery.envelope.priority]
-        if first:
-            lane.appendleft(delivery)
-        else:
-            lane.append(delivery)
-        if self.claimers:
-            self.wake()
-
-    def wake(self) -> None:
-        """Wake one idle claimer, if any."""
-        while self.claimers:
-            claimer = self.claimers.popleft()
-            if not claimer.done():
-                claimer.set_result(None)
-                return
-
-    def take_key(self, delivery: Delivery) -> bool:
-        """Whether the key of `delivery` is free for it; if not, it is put to wait for its key."""
-        key = delivery.envelope.key
-        assert key is not None
-        holder = self.busy.get(key)
-        if holder is None or holder is delivery:
-            self.busy[key] = delivery
-            return True
-        waiting = self.waiting_for_key.setdefault(key, [])
-        heapq.heappush(waiting, (-delivery.envelope.priority, delivery.handle, delivery))
-        return False
-
-    def take_out(self, handles: set[int]) -> list[Delivery]:
-        """Remove the waiting deliveries with these handles from wherever they wait."""
-        taken: list[Delivery] = []
-        for lane in self.ready:
-            found = [d for d in lane if d.handle in handles]
-            if found:
-                taken += found
-                kept = [d for d in lane if d.handle not in handles]
-                lane.clear()
-                lane.extend(kept)
-        for heap in (self.later, self.scheduled, *self.waiting_for_key.values()):
-            found = [entry[2] for entry in heap if entry[2].handle in handles]
-            if found:
-                taken += found
-                heap[:] = [entry for entry in heap if entry[2].handle not in handles]
-                heapq.heapify(heap)
-        return sorted(taken, key=lambda d: int(d.handle))
-
-    def free_key(self, key: str) -> None:
-        """The key's attempt has ended: the next delivery that waits for it is ready."""
-        self.busy.pop(key, None)
-        waiting = self.waiting_for_key.get(key)
-        if waiting:
-            self.put(heapq.heappop(waiting)[2], first=True)
-        if waiting is not None and not waiting:
-            del self.waiting_for_key[key]
-
-
 #: The queues that want a topic, its destination label, and the outcome of a publish to it.
-_Route = tuple[tuple[_Queue, ...], str, Stored]
+_Route = tuple[tuple[Queue, ...], str, Stored]
 
 
 class MemoryTransport:
@@ -190,13 +85,13 @@ class MemoryTransport:
         self.address = "memory://"
         self._clock = clock
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, Queue] = {}
         self._routes: dict[str, _Route] = {}
         self._known: dict[str, _Known] = {}
         self._sequence = itertools.count(1)
         self._gone = Account()
         self._publishers: deque[asyncio.Future[None]] = deque()
-        self._expiring: list[tuple[float, int, int, _Queue]] = []  # by wall time; of the delivery with this handle
+        self._expiring: list[tuple[float, int, int, Queue]] = []  # by wall time; of the delivery with this handle
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._restored: list[Delivery | DeadLetterRecord] = []
@@ -245,7 +140,7 @@ class MemoryTransport:
     async def declare(self, spec: SubscriptionSpec, /, *, consume: bool) -> Hold:
         queue = self._queues.get(spec.name)
         if queue is None:
-            queue = self._queues[spec.name] = _Queue(spec)
+            queue = self._queues[spec.name] = Queue(spec)
             self._take_restored(queue)
         queue.update(spec)
         queue.consumed = queue.consumed or consume
@@ -253,7 +148,7 @@ class MemoryTransport:
         self._room()
         return queue.hold
 
-    def _take_restored(self, queue: _Queue) -> None:
+    def _take_restored(self, queue: Queue) -> None:
         mine = [held for held in self._restored if held.subscription == queue.name]
         self._restored = [held for held in self._restored if held.subscription != queue.name]
         for held in mine:
@@ -298,7 +193,7 @@ class MemoryTransport:
         self._listener.held(name, hold)
         return before
 
-    def _queue(self, name: str) -> _Queue:
+    def _queue(self, name: str) -> Queue:
         try:
             return self._queues[name]
         except KeyError:
@@ -355,7 +250,7 @@ class MemoryTransport:
     async def _publish_slowly(self, batch: Sequence[Envelope], wait_s: float) -> Sequence[Stored]:
         """The general case: known ids, delays, expiry, full queues."""
         started = self._clock.monotonic()
-        slowed: _Queue | None = None
+        slowed: Queue | None = None
         while True:
             stored, fresh, remembered = self._recognise(batch)
             waited_s = self._clock.monotonic() - started
@@ -416,13 +311,13 @@ class MemoryTransport:
 
     def _fullest(
         self, fresh: list[tuple[Envelope, _Route]], waited_s: float, wait_s: float
-    ) -> tuple[_Queue, Rung] | None:
+    ) -> tuple[Queue, Rung] | None:
         """The first queue without room for `fresh`, and what to do about it; None when all fit."""
-        incoming: dict[_Queue, int] = {}
+        incoming: dict[Queue, int] = {}
         for _, (queues, _, _) in fresh:
             for queue in queues:
                 incoming[queue] = incoming.get(queue, 0) + 1
-        worst: tuple[_Queue, Rung] | None = None
+        worst: tuple[Queue, Rung] | None = None
         for queue, count in incoming.items():
             rung = next_rung(
                 pending=queue.pending,
@@ -455,7 +350,7 @@ class MemoryTransport:
         for room in waiting:
             _give_up(room)
 
-    def _store(self, queue: _Queue, envelope: Envelope, label: str, now: float) -> None:
+    def _store(self, queue: Queue, envelope: Envelope, label: str, now: float) -> None:
         delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
         queue.accepted += 1
         if queue.pending >= queue.capacity:
@@ -463,7 +358,7 @@ class MemoryTransport:
         else:
             self._accept(queue, delivery)
 
-    def _accept(self, queue: _Queue, delivery: Delivery) -> None:
+    def _accept(self, queue: Queue, delivery: Delivery) -> None:
         queue.pending += 1
         envelope = delivery.envelope
         if envelope.expires_at:
@@ -474,14 +369,14 @@ class MemoryTransport:
         else:
             queue.put(delivery)
 
-    def _watch(self, queue: _Queue, delivery: Delivery) -> None:
+    def _watch(self, queue: Queue, delivery: Delivery) -> None:
         """See that `delivery` expires in time while it waits."""
         queue.expiring.add(delivery.handle)
         expires_at = delivery.envelope.expires_at
         heapq.heappush(self._expiring, (expires_at, next(self._sequence), delivery.handle, queue))
         self._arm(min(_WALL_LOOK_S, expires_at - self._clock.wall() + _EXPIRY_GROUP_S))
 
-    def _overflow(self, queue: _Queue, delivery: Delivery, now: float) -> None:
+    def _overflow(self, queue: Queue, delivery: Delivery, now: float) -> None:
         name = queue.name
         report = ErrorReport(
             error_id=f"{delivery.envelope.id}:{name}:overflow",
@@ -559,7 +454,7 @@ class MemoryTransport:
             queue.free_key(key)
         recorded(delivery, decision, True)
 
-    def _settle_otherwise(self, queue: _Queue, delivery: Delivery, decision: Decision) -> None:
+    def _settle_otherwise(self, queue: Queue, delivery: Delivery, decision: Decision) -> None:
         delivery = _next_attempt(delivery, decision)
         if delivery.envelope.expires_at and decision.state in (State.READY, State.RETRYING):
             self._watch(queue, delivery)
@@ -588,7 +483,7 @@ class MemoryTransport:
             case _:
                 raise AssertionError(f"a delivery in flight cannot become {decision.state}")
 
-    def _bury(self, queue: _Queue, delivery: Delivery, report: ErrorReport, reason: str, now: float) -> None:
+    def _bury(self, queue: Queue, delivery: Delivery, report: ErrorReport, reason: str, now: float) -> None:
         identity = str(next(self._sequence))  # later than every earlier one, so that ids sort by death
         queue.dead[identity] = DeadLetterRecord(
             id=identity,
@@ -630,7 +525,7 @@ class MemoryTransport:
                 self._arm(queue.later[0][0] - monotonic)
             if queue.scheduled:
                 self._arm(min(_WALL_LOOK_S, queue.scheduled[0][0] - wall))
-        over: dict[_Queue, set[int]] = {}
+        over: dict[Queue, set[int]] = {}
         while self._expiring and self._expiring[0][0] <= wall:
             _, _, handle, queue = heapq.heappop(self._expiring)
             if handle in queue.expiring:  # else it is in flight, or settled
@@ -642,7 +537,7 @@ class MemoryTransport:
         if self._expiring:
             self._arm(min(_WALL_LOOK_S, self._expiring[0][0] - wall + _EXPIRY_GROUP_S))
 
-    def _expire(self, queue: _Queue, delivery: Delivery) -> None:
+    def _expire(self, queue: Queue, delivery: Delivery) -> None:
         queue.pending -= 1
         queue.expired += 1
         queue.expiring.discard(delivery.handle)
@@ -660,7 +555,7 @@ class MemoryTransport:
     def queues(self) -> dict[str, QueueState]:
         return {name: self._state(queue) for name, queue in self._queues.items()}
 
-    def _state(self, queue: _Queue) -> QueueState:
+    def _state(self, queue: Queue) -> QueueState:
         heads = [lane[0].envelope.published_at for lane in queue.ready if lane]
         timed = [d.envelope.published_at for _, _, d in queue.later]
         timed += [d.envelope.published_at for waiting in queue.waiting_for_key.values() for _, _, d in waiting]
