@@ -646,21 +646,27 @@ class MessageBus:
     # What telemetry reads (see telemetry.source.Source)
 
     def tallies(self) -> list[Tally]:
+        """Counts of what subscriptions of this process handled, by destination."""
         return [tally for worker in list(self._workers.values()) for tally in list(worker.tallies.values())]
 
     def publish_tallies(self) -> list[PublishTally]:
+        """Counts of what was published here, by destination."""
         return list(self._publisher.tallies.values())
 
     def subscribers(self) -> list[Worker]:
+        """The subscriptions that this process runs, as they are now."""
         return list(self._workers.values())
 
     def breaker_views(self) -> list[Gate]:
+        """Their breakers, as they are now."""
         return [worker.gate for worker in list(self._workers.values())]
 
     def observer_failures(self) -> dict[str, int]:
+        """How often each observer raised, by its name."""
         return dict(self.hub.failures)
 
     def round_trip_age_s(self) -> float | None:
+        """Seconds since the store last answered; None before it ever did."""
         answered_at = self._pulse.answered_at
         return None if answered_at is None else self._monotonic() - answered_at
 
@@ -669,10 +675,12 @@ class MessageBus:
         return self._monotonic() - self._pulse.turned_at
 
     def disk_free_bytes(self) -> int | None:
+        """Free space where the store is; None when it has no disk."""
         free: int | None = getattr(self._transport, "disk_free_bytes", lambda: None)()
         return free
 
     def journal_dropped(self) -> int:
+        """Entries that the journal's ring has let go of."""
         return self.journal.dropped
 
     def _break(self, error: BaseException) -> None:
