@@ -676,8 +676,7 @@ class MessageBus:
 
     def disk_free_bytes(self) -> int | None:
         """Free space where the store is; None when it has no disk."""
-        free: int | None = getattr(self._transport, "disk_free_bytes", lambda: None)()
-        return free
+        return self._transport.disk_free_bytes()
 
     def journal_dropped(self) -> int:
         """Entries that the journal's ring has let go of."""

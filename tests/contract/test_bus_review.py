@@ -319,3 +319,12 @@ def test_an_uncertain_batch_names_every_message_of_it(store: Store, monkeypatch:
             assert raised.value.message_ids == ("a", "b", "c")
 
     store.run_bus(scenario)
+
+
+def test_free_space_is_told_where_there_is_a_disk(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        async with house.bus() as bus:
+            free = bus.disk_free_bytes()
+            assert (free is not None and free > 0) == bus._transport.features.durable
+
+    store.run_bus(scenario)

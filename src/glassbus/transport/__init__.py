@@ -221,3 +221,6 @@ class Transport(Protocol):
 
     async def probe(self) -> float:
         """A round trip to the store; seconds. Raises TransportError."""
+
+    def disk_free_bytes(self) -> int | None:
+        """Free space where messages are stored; None when there is no disk. May be called on any thread."""

@@ -582,6 +582,9 @@ class MemoryTransport:
         await asyncio.sleep(0)
         return time.perf_counter() - started
 
+    def disk_free_bytes(self) -> int | None:
+        return None
+
     # Dead letters
 
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:

@@ -88,6 +88,7 @@ class SqliteTransport:
         level = Level.DISK if durability == "disk" else Level.PROCESS
         self.features = Features(durable=True, multi_process=True, level=level)
         self.address = f"sqlite:///{os.fspath(path)}"
+        self._place = os.fspath(path)
         self._clock = clock
         self._store = store or Store(path, durability, busy_timeout_s)
         self._member = Membership(lease_s=lease_s, boot=boot_id)
@@ -328,6 +329,12 @@ class SqliteTransport:
         started = time.perf_counter()
         await self._call(admin.probe)
         return time.perf_counter() - started
+
+    def disk_free_bytes(self) -> int | None:
+        try:
+            return disk_free(os.path.dirname(self._place) or ".")  # noqa: PTH120 - a path or a name in this folder
+        except OSError:
+            return None  # the folder is gone: that is told elsewhere
 
     # Dead letters
 
