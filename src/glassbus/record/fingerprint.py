@@ -1,7 +1,7 @@
 """What failed and where, as bounded strings: the same failure has the same fingerprint.
 
 Formatting a stack costs more than everything else in handling an error, so it
-is done once for each failure site and kept (`research`: 115 us against 5 us).
+is done once for each failure site and kept: 115 us against 5, measured on CPython 3.11.
 """
 
 from __future__ import annotations
