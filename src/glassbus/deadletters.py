@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -132,6 +131,3 @@ def _shown(record: DeadLetterRecord) -> DeadLetter:
         record.first_failed_at,
         record.replays,
     )
-
-
-Ids = Sequence[str]

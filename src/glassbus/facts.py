@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from glassbus.errors import ErrorCategory, ErrorReport
+from glassbus.errors import ErrorCategory, ErrorReport, classify, safe_text
 from glassbus.message import Envelope, Level
 
 
@@ -303,6 +303,17 @@ class TransportFailed(_Fact, frozen=True, kw_only=True):
     error: str
     category: ErrorCategory
     uncertain: bool
+
+
+def transport_failed(at: float, operation: str, error: BaseException) -> TransportFailed:
+    """The fact that `operation` raised `error` and certainly did nothing."""
+    return TransportFailed(
+        at=at,
+        operation=operation,
+        error=f"{type(error).__name__}: {safe_text(error)}",
+        category=classify(error)[0],
+        uncertain=False,
+    )
 
 
 class TransportRecovered(_Fact, frozen=True, kw_only=True):

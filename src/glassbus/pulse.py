@@ -6,9 +6,17 @@ import asyncio
 from collections.abc import Callable, Mapping
 
 from glassbus.clock import Clock
-from glassbus.errors import GlassbusError, StorageFull, classify
-from glassbus.facts import Fact, FactType, LedgerUnbalanced, PublishRefused, TransportFailed, TransportRecovered
-from glassbus.observer import Hub, Observer, safe_text
+from glassbus.errors import GlassbusError, StorageFull
+from glassbus.facts import (
+    Fact,
+    FactType,
+    LedgerUnbalanced,
+    PublishRefused,
+    TransportFailed,
+    TransportRecovered,
+    transport_failed,
+)
+from glassbus.observer import Hub, Observer
 from glassbus.recovery.health import Check, Health, HealthStatus, SuccessWindow, by_rate, worst
 from glassbus.recovery.killswitch import Gate
 from glassbus.transport import Transport
@@ -109,15 +117,7 @@ class Pulse(Observer):
             self._full_at = self._clock.monotonic()
 
     def state_failure(self, operation: str, error: BaseException) -> None:
-        self._hub.state(
-            TransportFailed(
-                at=self._clock.wall(),
-                operation=operation,
-                error=f"{type(error).__name__}: {safe_text(error)}",
-                category=classify(error)[0],
-                uncertain=False,
-            )
-        )
+        self._hub.state(transport_failed(self._clock.wall(), operation, error))
 
     # Health
 

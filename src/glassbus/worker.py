@@ -23,7 +23,6 @@ from glassbus.errors import (
     OwnerDied,
     PayloadUndecodable,
     UnknownSubscription,
-    classify,
 )
 from glassbus.facts import (
     AttemptOverdue,
@@ -31,11 +30,11 @@ from glassbus.facts import (
     DeliveryRedelivered,
     SettlementRefused,
     SlotRegained,
-    TransportFailed,
     current_delivery,
+    transport_failed,
 )
 from glassbus.handler import Handler, Threads, in_context
-from glassbus.observer import NO_SCOPE, Hub, safe_text
+from glassbus.observer import NO_SCOPE, Hub
 from glassbus.policy.delivery import (
     Abandoned,
     Decision,
@@ -156,12 +155,11 @@ class Worker:
         self._loop = loop
         if not self.subscription.handler.is_async:
             self._threads = Threads(loop, self._clock, self.name)
-        for _ in range(self.subscription.concurrency):
-            self._open_slot(Slot())
+        self._slots += [Slot() for _ in range(self.subscription.concurrency)]
+        for slot in self._slots:
+            self._open_slot(slot)
 
     def _open_slot(self, slot: Slot) -> None:
-        if slot not in self._slots:
-            self._slots.append(slot)
         slot.task = self._loop.create_task(self._serve(slot), name=f"glassbus:{self.name}")
         slot.task.add_done_callback(lambda task: self._slot_ended(slot, task))
 
@@ -177,15 +175,7 @@ class Worker:
         now = self._monotonic()
         if now >= self._claims_failed_at + _CLAIM_AGAIN_S:  # all slots fail together: told once
             self._claims_failed_at = now
-            self._hub.state(
-                TransportFailed(
-                    at=self._wall(),
-                    operation=f"claim of {self.name}",
-                    error=f"{type(error).__name__}: {safe_text(error)}",
-                    category=classify(error)[0],
-                    uncertain=False,
-                )
-            )
+            self._hub.state(transport_failed(self._wall(), f"claim of {self.name}", error))
         self._loop.call_later(_CLAIM_AGAIN_S, self._reopen, slot)
 
     def _reopen(self, slot: Slot) -> None:
@@ -346,7 +336,7 @@ class Worker:
             await in_context(result, context)
 
     def _returned(self, slot: Slot, delivery: Delivery) -> None:
-        now = self._clock.monotonic()
+        now = self._monotonic()
         duration_s = now - slot.started
         if slot.released:
             self._regained(slot, delivery, duration_s)
@@ -391,7 +381,7 @@ class Worker:
             self.gate.failed(delivery, slot.permit, caught)
         retryable = not undecodable and not issubclass(type(error), self.subscription.retry.dead_letter_on)
         self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught))
-        self._handling(report.category).observe(self._clock.monotonic() - caught)
+        self._handling(report.category).observe(self._monotonic() - caught)
         if foreign:
             raise asyncio.CancelledError
 
@@ -418,7 +408,7 @@ class Worker:
             return  # given back by a stop
         slot.abandoned_at = 0.0
         self._forgive(slot)
-        self._hub.state(SlotRegained(at=self._clock.wall(), delivery=delivery, ran_s=ran_s))
+        self._hub.state(SlotRegained(at=self._wall(), delivery=delivery, ran_s=ran_s))
 
     def _spent(self, slot: Slot, delivery: Delivery) -> None:
         """All its attempts were made before: by owners that died, or under a policy that allowed more."""
@@ -440,7 +430,7 @@ class Worker:
         return self._sites.describe(
             error,
             error_id=f"{envelope.id}:{self.name}:{delivery.replays}.{delivery.attempt}",
-            at=self._clock.wall(),
+            at=self._wall(),
             component="handler",
             context={
                 "message_id": envelope.id,
@@ -464,10 +454,10 @@ class Worker:
             delivery,
             outcome,
             self.subscription.retry,
-            self._clock.wall(),
+            self._wall(),
             self._uniform,
             self._budget,
-            self._clock.monotonic(),
+            self._monotonic(),
         )
         self._transport.settle(delivery, decision, self._recorded)
 
@@ -481,13 +471,11 @@ class Worker:
                 self._tell_settled()
             return
         if not accepted:
-            self._hub.state(
-                SettlementRefused(at=self._clock.wall(), delivery=delivery, wanted=decision.state.name.lower())
-            )
+            self._hub.state(SettlementRefused(at=self._wall(), delivery=delivery, wanted=decision.state.name.lower()))
         elif decision.state is State.HANDLED:
             tally = self.tallies[delivery.destination]
             tally.handled += 1
-            tally.age.observe(self._clock.wall() - delivery.envelope.published_at)
+            tally.age.observe(self._wall() - delivery.envelope.published_at)
             self.recovered += delivery.attempt > 1
         elif decision.state is State.DEAD_LETTERED:
             self.dead_lettered += 1
@@ -506,7 +494,7 @@ class Worker:
     # Past the deadline
 
     def _state_overdue(self, delivery: Delivery) -> None:
-        self._hub.state(AttemptOverdue(at=self._clock.wall(), delivery=delivery, timeout_s=self.timeout_s))
+        self._hub.state(AttemptOverdue(at=self._wall(), delivery=delivery, timeout_s=self.timeout_s))
 
     def _abandon(self, slot: Slot, delivery: Delivery, now: float) -> None:
         ran_s = now - slot.started

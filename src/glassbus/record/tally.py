@@ -34,11 +34,6 @@ class Buckets:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def observe_many(self, value: float, count: int) -> None:
-        """`count` things that took `value` each."""
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-
     @property
     def count(self) -> int:
         return sum(self.counts)
