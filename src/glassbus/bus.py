@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 
 from glassbus.clock import Clock, default_clock
 from glassbus.codec import JSON
-from glassbus.config import KillSwitch, Settings, addresses
+from glassbus.config import KillSwitch, Settings, addresses, default_state_dir
 from glassbus.deadletters import DeadLetters
 from glassbus.errors import (
     BusNotRunning,
@@ -109,7 +109,9 @@ class MessageBus:
     Durations are seconds. `publish_timeout` bounds the wait for room in a full queue, and `capacity` is how
     many messages may wait for a subscription, where `subscribe` says nothing else. `durability` of
     SQLite is "disk" (survives power loss) or "process" (faster; survives SIGKILL). `spill_dir` is where a
-    bus in memory saves what is left when it stops. `observers` see every fact; `rules`
+    bus in memory saves what is left when it stops. `state_dir` is where everything else that must outlive
+    the process is kept (journal, open escalations, spool, manifests); it is made at the first need, and by default stands beside
+    an SQLite store as `FILE.state`; without it those are kept in memory alone. `observers` see every fact; `rules`
     classify exceptions before the built-in ones. `registry` and `tracer_provider` replace the global ones.
     `clock` and `seed` are for tests.
 
@@ -130,6 +132,7 @@ class MessageBus:
         capacity: int = 100_000,
         durability: str = "disk",
         spill_dir: str | os.PathLike[str] | None = None,
+        state_dir: str | os.PathLike[str] | None = None,
         observers: Iterable[Observer] = (),
         rules: Iterable[Rule] = (),
         clock: Clock | None = None,
@@ -137,14 +140,15 @@ class MessageBus:
         registry: Any = None,
         tracer_provider: Any = None,
     ) -> None:
+        self._addresses = addresses(url)
         self.settings = Settings(
             name=name,
             publish_timeout=publish_timeout,
             payload_bytes_max=payload_bytes_max,
             capacity=capacity,
             spill_dir=os.fspath(spill_dir) if spill_dir is not None else None,
+            state_dir=os.fspath(state_dir) if state_dir is not None else default_state_dir(self._addresses),
         )
-        self._addresses = addresses(url)
         self.clock: Clock = clock if clock is not None else default_clock()
         self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
         self._durability = durability

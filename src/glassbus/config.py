@@ -85,6 +85,12 @@ def addresses(url: str | Iterable[str]) -> list[Address]:
     return [Address(one) for one in urls]
 
 
+def default_state_dir(urls: list[Address]) -> str | None:
+    """Beside the store, where it is a file; None where there is none."""
+    path = urls[0].path[1:]
+    return f"{path}.state" if urls[0].scheme == "sqlite" and path else None
+
+
 class KillSwitch(msgspec.Struct, frozen=True):
     """When a failing subscription pauses itself and keeps its messages.
 
@@ -121,6 +127,7 @@ class Settings(msgspec.Struct, frozen=True):
     payload_bytes_max: int = 1024 * 1024
     capacity: int = 100_000
     spill_dir: str | None = None
+    state_dir: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,63}", self.name):

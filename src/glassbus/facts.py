@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from glassbus.errors import ErrorCategory, ErrorReport, classify, safe_text
+from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity, classify, safe_text
 from glassbus.message import Envelope, Level
 
 
@@ -127,10 +127,11 @@ class BackpressureApplied(_Fact, frozen=True, kw_only=True):
 
 
 class OverflowHandled(_Fact, frozen=True, kw_only=True):
-    """A rung of the overflow ladder acted on `subscription`."""
+    """A rung of the overflow ladder acted on `subscription`, whose capacity is `capacity` afterwards."""
 
     subscription: str
-    action: Literal["dead_letter", "refuse"]
+    action: Literal["dead_letter", "expand", "contract", "refuse"]
+    capacity: int = 0
 
 
 # Attempts
@@ -241,6 +242,83 @@ class SettlementRefused(_Fact, frozen=True, kw_only=True):
     wanted: str
 
 
+class CodecFellBack(_Fact, frozen=True, kw_only=True):
+    """The payload did not decode as `declared` says, but did with the next codec of the list."""
+
+    delivery: Delivery
+    declared: str
+    used: str
+
+
+# What adapts to failure
+
+
+class TimeoutAdapted(_Fact, frozen=True, kw_only=True):
+    """The timeout in force of `subscription` changed: longer after a timeout, back towards its own on success."""
+
+    subscription: str
+    from_s: float
+    to_s: float
+
+
+class LoadShed(_Fact, frozen=True, kw_only=True):
+    """Resources ran out: at most `limit` of `concurrency` attempts run at once from now on."""
+
+    subscription: str
+    limit: int
+    concurrency: int
+    low_priority_held: bool
+
+
+class LoadRegained(_Fact, frozen=True, kw_only=True):
+    """A step back towards the full `concurrency`."""
+
+    subscription: str
+    limit: int
+    concurrency: int
+    low_priority_held: bool
+
+
+class IntakePaused(_Fact, frozen=True, kw_only=True):
+    """The bus refuses publishes for now (`BusNotRunning`), because shedding load did not help."""
+
+    reason: str
+
+
+class IntakeResumed(_Fact, frozen=True, kw_only=True):
+    after_s: float
+
+
+class RecoveryStarted(_Fact, frozen=True, kw_only=True):
+    """A recovery of a component other than a handler began. `target`: the endpoint, subscription or source.
+
+    Recoveries of single deliveries are RetryScheduled and RecoveryEnded.
+    """
+
+    component: Literal["endpoint", "queue", "resources", "configuration"]
+    category: ErrorCategory
+    action: str
+    target: str
+    attempt: int
+    error: str
+
+
+class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
+    """How it went. `refused`: the breaker of (component, category) did not let it begin; no start was stated.
+
+    `duration_s` is from the first failure.
+    """
+
+    component: Literal["endpoint", "queue", "resources", "configuration"]
+    category: ErrorCategory
+    action: str
+    target: str
+    attempt: int
+    outcome: Literal["succeeded", "failed", "refused"]
+    duration_s: float
+    error: str = ""
+
+
 # Breakers and subscriptions
 
 
@@ -264,7 +342,10 @@ class SubscriptionDeclared(_Fact, frozen=True, kw_only=True):
 
 
 class SubscriptionPaused(_Fact, frozen=True, kw_only=True):
+    """`reason`: why the bus itself paused it; empty when an operator did."""
+
     subscription: str
+    reason: str = ""
 
 
 class SubscriptionResumed(_Fact, frozen=True, kw_only=True):
@@ -322,6 +403,47 @@ class TransportRecovered(_Fact, frozen=True, kw_only=True):
     after_s: float
 
 
+class ConnectionLost(_Fact, frozen=True, kw_only=True):
+    """The connection to `endpoint` (no credentials in it) is gone, or could not be made."""
+
+    endpoint: str
+    category: ErrorCategory
+    error: str
+
+
+class ConnectionRestored(_Fact, frozen=True, kw_only=True):
+    """Connected to `endpoint`, `after_s` after the loss. `failed_over_from`: the endpoint used before, if another."""
+
+    endpoint: str
+    after_s: float
+    attempts: int
+    failed_over_from: str = ""
+
+
+class CredentialsRefreshed(_Fact, frozen=True, kw_only=True):
+    """New credentials were asked for, after `endpoint` refused the old ones."""
+
+    endpoint: str
+    succeeded: bool
+    error: str = ""
+
+
+class MessageSpooled(_Fact, frozen=True, kw_only=True):
+    """Accepted by the local spool, because the broker cannot be reached; it will be forwarded."""
+
+    envelope: Envelope
+    destination: str
+    duration_s: float
+
+
+class SpoolForwarded(_Fact, frozen=True, kw_only=True):
+    """`messages` of the spool reached `endpoint`; `remaining` still wait."""
+
+    endpoint: str
+    messages: int
+    remaining: int
+
+
 class OwnerLost(_Fact, frozen=True, kw_only=True):
     """Another process died, or lost its lease, while it held `deliveries`."""
 
@@ -349,6 +471,117 @@ class BusStopped(_Fact, frozen=True, kw_only=True):
     given_back: int
     discarded: int
     within_deadline: bool
+
+
+class HealthChanged(_Fact, frozen=True, kw_only=True):
+    """Health moved; `detail` names the checks that decided it."""
+
+    from_status: str
+    to_status: str
+    detail: str
+
+
+# Escalation
+
+
+class EscalationOpened(_Fact, frozen=True, kw_only=True):
+    """Somebody must know. One is open for each fingerprint at a time."""
+
+    fingerprint: str
+    name: str
+    severity: ErrorSeverity
+    summary: str
+
+
+class EscalationNotified(_Fact, frozen=True, kw_only=True):
+    """A channel was told, or could not be. `notification` counts from 1; `suppressed`: over the rate limit."""
+
+    fingerprint: str
+    name: str
+    severity: ErrorSeverity
+    channel: str
+    event: Literal["opened", "still_open", "acknowledged", "resolved"]
+    outcome: Literal["sent", "failed", "suppressed"]
+    notification: int
+    duration_s: float
+    error: str = ""
+
+
+class EscalationAcknowledged(_Fact, frozen=True, kw_only=True):
+    fingerprint: str
+    name: str
+    by: str
+
+
+class EscalationResolved(_Fact, frozen=True, kw_only=True):
+    fingerprint: str
+    name: str
+    severity: ErrorSeverity
+    reason: str
+    after_s: float
+
+
+# Emergency
+
+
+class EmergencyStopBegan(_Fact, frozen=True, kw_only=True):
+    """The bus stops in an emergency; `error` is empty when an operator asked for it."""
+
+    reason: str
+    error: str = ""
+
+
+class EmergencyStopEnded(_Fact, frozen=True, kw_only=True):
+    """All is closed. `saved` messages are named in `manifest` (a file name; empty when there was none to write)."""
+
+    reason: str
+    saved: int
+    manifest: str
+    within_deadline: bool
+    duration_s: float
+
+
+class EmergencyReconciled(_Fact, frozen=True, kw_only=True):
+    """What an emergency stop left was compared with the store: `missing` of its `saved` messages are nowhere."""
+
+    manifest: str
+    saved: int
+    restored: int
+    missing: int
+
+
+class ManifestQuarantined(_Fact, frozen=True, kw_only=True):
+    """A damaged manifest was moved aside to `moved_to`; nothing of it was used."""
+
+    manifest: str
+    moved_to: str
+    error: str
+
+
+# Records and faults
+
+
+class JournalFailed(_Fact, frozen=True, kw_only=True):
+    """The journal could not be written; `dropped` entries are not on disk. Told once until it works again."""
+
+    operation: str
+    error: str
+    dropped: int
+
+
+class FaultInjected(_Fact, frozen=True, kw_only=True):
+    """`glassbus.faults` put a fault in place. Never in production unless somebody asked for it."""
+
+    fault: str
+    target: str
+
+
+class FaultHealed(_Fact, frozen=True, kw_only=True):
+    """The fault is taken away. `hits`: how often it struck."""
+
+    fault: str
+    target: str
+    hits: int
 
 
 class ObserverFailed(_Fact, frozen=True, kw_only=True):
@@ -393,6 +626,31 @@ Fact = (
     | LedgerUnbalanced
     | BusStarted
     | BusStopped
+    | CodecFellBack
+    | TimeoutAdapted
+    | LoadShed
+    | LoadRegained
+    | IntakePaused
+    | IntakeResumed
+    | RecoveryStarted
+    | RecoveryConcluded
+    | ConnectionLost
+    | ConnectionRestored
+    | CredentialsRefreshed
+    | MessageSpooled
+    | SpoolForwarded
+    | HealthChanged
+    | EscalationOpened
+    | EscalationNotified
+    | EscalationAcknowledged
+    | EscalationResolved
+    | EmergencyStopBegan
+    | EmergencyStopEnded
+    | EmergencyReconciled
+    | ManifestQuarantined
+    | JournalFailed
+    | FaultInjected
+    | FaultHealed
     | ObserverFailed
 )
 
