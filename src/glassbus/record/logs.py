@@ -8,11 +8,14 @@ line for each fact, JSON-free and escaped, never a payload or a header. Logger
 from __future__ import annotations
 
 import logging
-from typing import Any, assert_never
+from collections.abc import Callable
+from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING
+from typing import Any, NamedTuple
 
 from glassbus import facts as f
-from glassbus.errors import ErrorSeverity
+from glassbus.errors import ErrorReport, ErrorSeverity
 from glassbus.facts import Fact, FactType
+from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS, Observer
 
 logger = logging.getLogger("glassbus")
@@ -22,7 +25,130 @@ _QUIET: frozenset[FactType] = frozenset({f.MessagePublished, f.DeliveryHandled, 
 
 _INFO_AT_MOST: frozenset[FactType] = frozenset({f.AttemptFailed, f.RetryScheduled, f.DeliveryGivenBack})
 
-Line = tuple[int, str, dict[str, Any]]
+
+class Line(NamedTuple):
+    """How a fact is told: its level (or what yields it), a sentence, and the fields to show after it.
+
+    `delivery`, `envelope` and `report` stand for the fields that tell of them.
+    """
+
+    level: int | Callable[[Any], int]
+    text: str
+    fields: tuple[str, ...] = ()
+
+
+def _if_bad(is_bad: Callable[[Any], bool], bad: int, otherwise: int) -> Callable[[Any], int]:
+    return lambda fact: bad if is_bad(fact) else otherwise
+
+
+LINES: dict[FactType, Line] = {
+    f.MessagePublished: Line(DEBUG, "published", ("envelope",)),
+    f.MessageUnrouted: Line(INFO, "unrouted: no subscription wants it", ("envelope",)),
+    f.DuplicateRecognised: Line(INFO, "duplicate recognised", ("envelope",)),
+    f.PublishRefused: Line(WARNING, "publish refused", ("topic", "message_id", "reason", "error")),
+    f.PublishLeftUncertain: Line(ERROR, "publish uncertain", ("envelope", "error")),
+    f.BackpressureApplied: Line(WARNING, "publisher slowed by a full queue", ("subscription", "waited_s", "admitted")),
+    f.OverflowHandled: Line(
+        _if_bad(lambda fact: fact.action != "contract", ERROR, WARNING),
+        "queue overflow",
+        ("subscription", "action", "capacity"),
+    ),
+    f.DeliveryHandled: Line(DEBUG, "handled", ("delivery", "duration_s", "late")),
+    f.DeliveryRedelivered: Line(WARNING, "redelivered", ("delivery", "reason")),
+    # The decision about it follows at once, at the level that its outcome deserves.
+    f.AttemptFailed: Line(DEBUG, "attempt failed", ("delivery", "report")),
+    f.AttemptOverdue: Line(WARNING, "handler overdue", ("delivery", "timeout_s")),
+    f.AttemptAbandoned: Line(ERROR, "handler abandoned, its slot is lost", ("delivery", "ran_s")),
+    f.SlotRegained: Line(INFO, "abandoned handler returned", ("delivery", "ran_s")),
+    f.RetryScheduled: Line(INFO, "retry scheduled", ("delivery", "delay_s", "postponed", "report")),
+    f.RecoveryEnded: Line(DEBUG, "recovery ended", ("delivery", "action", "outcome", "duration_s")),
+    f.DeliveryDeadLettered: Line(
+        _if_bad(lambda fact: fact.report.severity is ErrorSeverity.CRITICAL, CRITICAL, ERROR),
+        "dead-lettered",
+        ("delivery", "reason", "report"),
+    ),
+    f.DeliveryExpired: Line(WARNING, "expired unhandled", ("delivery",)),
+    f.DeliveryDiscarded: Line(WARNING, "discarded unhandled", ("delivery", "reason")),
+    f.DeliveryGivenBack: Line(INFO, "given back", ("delivery", "reason")),
+    f.SettlementRefused: Line(WARNING, "settlement refused: the lease had passed on", ("delivery", "wanted")),
+    f.CodecFellBack: Line(WARNING, "payload decoded by another codec", ("delivery", "declared", "used")),
+    f.TimeoutAdapted: Line(
+        _if_bad(lambda fact: fact.to_s > fact.from_s, WARNING, INFO),
+        "timeout adapted",
+        ("subscription", "from_s", "to_s"),
+    ),
+    f.LoadShed: Line(WARNING, "load shed", ("subscription", "limit", "concurrency", "low_priority_held")),
+    f.LoadRegained: Line(INFO, "load regained", ("subscription", "limit", "concurrency", "low_priority_held")),
+    f.IntakePaused: Line(CRITICAL, "intake paused", ("reason",)),
+    f.IntakeResumed: Line(WARNING, "intake resumed", ("after_s",)),
+    f.RecoveryStarted: Line(
+        WARNING, "recovery started", ("component", "category", "action", "target", "attempt", "error")
+    ),
+    f.RecoveryConcluded: Line(
+        _if_bad(lambda fact: fact.outcome != "succeeded", ERROR, WARNING),
+        "recovery concluded",
+        ("component", "category", "action", "target", "attempt", "outcome", "duration_s", "error"),
+    ),
+    f.BreakerStateChanged: Line(
+        _if_bad(lambda fact: fact.to_state in ("open", "forced_open"), ERROR, WARNING),
+        "breaker moved",
+        ("breaker", "kind", "from_state", "to_state", "reason"),
+    ),
+    f.SubscriptionDeclared: Line(DEBUG, "subscription declared", ("subscription", "pattern")),
+    f.SubscriptionPaused: Line(
+        _if_bad(lambda fact: bool(fact.reason), ERROR, WARNING), "subscription paused", ("subscription", "reason")
+    ),
+    f.SubscriptionResumed: Line(WARNING, "subscription resumed", ("subscription",)),
+    f.SubscriptionForgotten: Line(WARNING, "subscription forgotten", ("subscription", "discarded")),
+    f.DeadLetterReplayed: Line(WARNING, "dead letter replayed", ("delivery", "report")),
+    f.DeadLetterDiscarded: Line(WARNING, "dead letter discarded", ("delivery",)),
+    f.TransportFailed: Line(ERROR, "store failed", ("operation", "uncertain", "error")),
+    f.TransportRecovered: Line(WARNING, "store recovered", ("after_s",)),
+    f.ConnectionLost: Line(ERROR, "connection lost", ("endpoint", "category", "error")),
+    f.ConnectionRestored: Line(WARNING, "connection restored", ("endpoint", "after_s", "attempts", "failed_over_from")),
+    f.CredentialsRefreshed: Line(
+        _if_bad(lambda fact: not fact.succeeded, ERROR, WARNING),
+        "credentials refreshed",
+        ("endpoint", "succeeded", "error"),
+    ),
+    f.MessageSpooled: Line(INFO, "spooled until the broker is back", ("envelope",)),
+    f.SpoolForwarded: Line(WARNING, "spool forwarded", ("endpoint", "messages", "remaining")),
+    f.OwnerLost: Line(WARNING, "an owner is gone", ("owner", "deliveries", "reason")),
+    f.LedgerUnbalanced: Line(CRITICAL, "ledger unbalanced", ("subscription", "unaccounted")),
+    f.BusStarted: Line(INFO, "bus started", ("bus", "transport")),
+    f.BusStopped: Line(
+        _if_bad(lambda fact: fact.discarded or not fact.within_deadline, WARNING, INFO),
+        "bus stopped",
+        ("bus", "given_back", "discarded", "within_deadline"),
+    ),
+    f.HealthChanged: Line(
+        _if_bad(lambda fact: fact.to_status in ("degraded", "critical"), ERROR, INFO),
+        "health changed",
+        ("from_status", "to_status", "detail"),
+    ),
+    f.EscalationOpened: Line(ERROR, "escalated", ("name", "severity", "fingerprint", "summary")),
+    f.EscalationNotified: Line(
+        _if_bad(lambda fact: fact.outcome == "failed", ERROR, INFO),
+        "escalation notified",
+        ("name", "severity", "channel", "event", "outcome", "notification", "error"),
+    ),
+    f.EscalationAcknowledged: Line(INFO, "escalation acknowledged", ("name", "fingerprint", "by")),
+    f.EscalationResolved: Line(WARNING, "escalation resolved", ("name", "fingerprint", "reason", "after_s")),
+    f.EmergencyStopBegan: Line(CRITICAL, "emergency stop", ("reason", "error")),
+    f.EmergencyStopEnded: Line(
+        CRITICAL, "emergency stop ended", ("reason", "saved", "manifest", "within_deadline", "duration_s")
+    ),
+    f.EmergencyReconciled: Line(
+        _if_bad(lambda fact: fact.missing > 0, CRITICAL, WARNING),
+        "emergency reconciled",
+        ("manifest", "saved", "restored", "missing"),
+    ),
+    f.ManifestQuarantined: Line(CRITICAL, "manifest quarantined", ("manifest", "moved_to", "error")),
+    f.JournalFailed: Line(ERROR, "journal failed", ("operation", "error", "dropped")),
+    f.FaultInjected: Line(WARNING, "fault injected", ("fault", "target")),
+    f.FaultHealed: Line(WARNING, "fault healed", ("fault", "target", "hits")),
+    f.ObserverFailed: Line(ERROR, "observer failed", ("observer", "during", "error")),
+}
 
 
 class LoggingObserver(Observer):
@@ -32,33 +158,36 @@ class LoggingObserver(Observer):
 
     def on_fact(self, fact: Fact, /) -> None:
         # Most retries are at a level that nobody reads: do not describe them first.
-        if type(fact) in _INFO_AT_MOST and not logger.isEnabledFor(logging.INFO):
+        if type(fact) in _INFO_AT_MOST and not logger.isEnabledFor(INFO):
             return
-        level, text, fields = describe(fact)
+        line = LINES[type(fact)]
+        level = line.level if isinstance(line.level, int) else line.level(fact)
         if logger.isEnabledFor(level):
+            fields = _fields(fact, line)
             shown = " ".join(f"{name}={_escaped(value)}" for name, value in fields.items())
-            logger.log(level, "%s %s", text, shown, extra={"glassbus": {"fact": type(fact).__name__, **fields}})
+            logger.log(level, "%s %s", line.text, shown, extra={"glassbus": {"fact": type(fact).__name__, **fields}})
 
 
-def _escaped(value: object) -> str:
-    """One token on one line, whatever the value holds."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = str(value)
-    return text if text.isprintable() and " " not in text and text else ascii(text)
+def _fields(fact: Fact, line: Line) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name in line.fields:
+        value = getattr(fact, name)
+        if name == "delivery":
+            fields.update(_of_envelope(value.envelope), subscription=value.subscription, attempt=value.attempt)
+        elif name == "envelope":
+            fields.update(_of_envelope(value))
+        elif name == "report":
+            fields.update(_of_report(value))
+        else:
+            fields[name] = value
+    return fields
 
 
-def _of(delivery: f.Delivery) -> dict[str, Any]:
-    return {
-        "message": delivery.envelope.id,
-        "topic": delivery.envelope.topic,
-        "subscription": delivery.subscription,
-        "attempt": delivery.attempt,
-    }
+def _of_envelope(envelope: Envelope) -> dict[str, Any]:
+    return {"message": envelope.id, "topic": envelope.topic}
 
 
-def _error(fact: f.AttemptFailed | f.RetryScheduled | f.DeliveryDeadLettered | f.DeadLetterReplayed) -> dict[str, Any]:
-    report = fact.report
+def _of_report(report: ErrorReport) -> dict[str, Any]:
     return {
         "category": report.category.value,
         "severity": report.severity.value,
@@ -67,192 +196,9 @@ def _error(fact: f.AttemptFailed | f.RetryScheduled | f.DeliveryDeadLettered | f
     }
 
 
-def describe(fact: Fact) -> Line:
-    """The level, the sentence and the fields of `fact`."""
-    match fact:
-        case f.MessagePublished():
-            return logging.DEBUG, "published", {"message": fact.envelope.id, "topic": fact.envelope.topic}
-        case f.MessageUnrouted():
-            return (
-                logging.INFO,
-                "unrouted: no subscription wants it",
-                {
-                    "message": fact.envelope.id,
-                    "topic": fact.envelope.topic,
-                },
-            )
-        case f.DuplicateRecognised():
-            return logging.INFO, "duplicate recognised", {"message": fact.envelope.id, "topic": fact.envelope.topic}
-        case f.PublishRefused():
-            return (
-                logging.WARNING,
-                "publish refused",
-                {
-                    "topic": fact.topic,
-                    "message": fact.message_id,
-                    "reason": fact.reason,
-                    "error": fact.error,
-                },
-            )
-        case f.PublishLeftUncertain():
-            return logging.ERROR, "publish uncertain", {"message": fact.envelope.id, "error": fact.error}
-        case f.BackpressureApplied():
-            return (
-                logging.WARNING,
-                "publisher slowed by a full queue",
-                {
-                    "subscription": fact.subscription,
-                    "waited_s": fact.waited_s,
-                    "admitted": fact.admitted,
-                },
-            )
-        case f.OverflowHandled():
-            return logging.ERROR, "queue overflow", {"subscription": fact.subscription, "action": fact.action}
-        case f.DeliveryHandled():
-            return logging.DEBUG, "handled", {**_of(fact.delivery), "duration_s": fact.duration_s, "late": fact.late}
-        case f.DeliveryRedelivered():
-            return logging.WARNING, "redelivered", {**_of(fact.delivery), "reason": fact.reason}
-        case f.AttemptFailed():
-            # The decision about it follows at once, at the level that its outcome deserves.
-            return logging.DEBUG, "attempt failed", {**_of(fact.delivery), **_error(fact)}
-        case f.AttemptOverdue():
-            return logging.WARNING, "handler overdue", {**_of(fact.delivery), "timeout_s": fact.timeout_s}
-        case f.AttemptAbandoned():
-            return logging.ERROR, "handler abandoned, its slot is lost", {**_of(fact.delivery), "ran_s": fact.ran_s}
-        case f.SlotRegained():
-            return logging.INFO, "abandoned handler returned", {**_of(fact.delivery), "ran_s": fact.ran_s}
-        case f.RetryScheduled():
-            return (
-                logging.INFO,
-                "retry scheduled",
-                {
-                    **_of(fact.delivery),
-                    "delay_s": fact.delay_s,
-                    "postponed": fact.postponed,
-                    **_error(fact),
-                },
-            )
-        case f.RecoveryEnded():
-            return (
-                logging.DEBUG,
-                "recovery ended",
-                {
-                    **_of(fact.delivery),
-                    "action": fact.action,
-                    "outcome": fact.outcome,
-                    "duration_s": fact.duration_s,
-                },
-            )
-        case f.DeliveryDeadLettered():
-            critical = fact.report.severity is ErrorSeverity.CRITICAL
-            return (
-                logging.CRITICAL if critical else logging.ERROR,
-                "dead-lettered",
-                {
-                    **_of(fact.delivery),
-                    "reason": fact.reason,
-                    **_error(fact),
-                },
-            )
-        case f.DeliveryExpired():
-            return logging.WARNING, "expired unhandled", _of(fact.delivery)
-        case f.DeliveryDiscarded():
-            return logging.WARNING, "discarded unhandled", {**_of(fact.delivery), "reason": fact.reason}
-        case f.DeliveryGivenBack():
-            return logging.INFO, "given back", {**_of(fact.delivery), "reason": fact.reason}
-        case f.SettlementRefused():
-            return (
-                logging.WARNING,
-                "settlement refused: the lease had passed on",
-                {
-                    **_of(fact.delivery),
-                    "wanted": fact.wanted,
-                },
-            )
-        case f.BreakerStateChanged():
-            bad = fact.to_state in ("open", "forced_open")
-            return (
-                logging.ERROR if bad else logging.WARNING,
-                "breaker moved",
-                {
-                    "breaker": fact.breaker,
-                    "from": fact.from_state,
-                    "to": fact.to_state,
-                    "reason": fact.reason,
-                },
-            )
-        case f.SubscriptionDeclared():
-            return logging.DEBUG, "subscription declared", {"subscription": fact.subscription, "pattern": fact.pattern}
-        case f.SubscriptionPaused():
-            return logging.WARNING, "subscription paused", {"subscription": fact.subscription}
-        case f.SubscriptionResumed():
-            return logging.WARNING, "subscription resumed", {"subscription": fact.subscription}
-        case f.SubscriptionForgotten():
-            return (
-                logging.WARNING,
-                "subscription forgotten",
-                {
-                    "subscription": fact.subscription,
-                    "discarded": fact.discarded,
-                },
-            )
-        case f.DeadLetterReplayed():
-            return logging.WARNING, "dead letter replayed", {**_of(fact.delivery), **_error(fact)}
-        case f.DeadLetterDiscarded():
-            return logging.WARNING, "dead letter discarded", _of(fact.delivery)
-        case f.TransportFailed():
-            return (
-                logging.ERROR,
-                "store failed",
-                {
-                    "operation": fact.operation,
-                    "uncertain": fact.uncertain,
-                    "error": fact.error,
-                },
-            )
-        case f.TransportRecovered():
-            return logging.WARNING, "store recovered", {"after_s": fact.after_s}
-        case f.OwnerLost():
-            return (
-                logging.WARNING,
-                "an owner is gone",
-                {
-                    "owner": fact.owner,
-                    "deliveries": fact.deliveries,
-                    "reason": fact.reason,
-                },
-            )
-        case f.LedgerUnbalanced():
-            return (
-                logging.CRITICAL,
-                "ledger unbalanced",
-                {
-                    "subscription": fact.subscription,
-                    "unaccounted": fact.unaccounted,
-                },
-            )
-        case f.BusStarted():
-            return logging.INFO, "bus started", {"bus": fact.bus, "transport": fact.transport}
-        case f.BusStopped():
-            return (
-                (logging.INFO if fact.within_deadline and not fact.discarded else logging.WARNING),
-                "bus stopped",
-                {
-                    "bus": fact.bus,
-                    "given_back": fact.given_back,
-                    "discarded": fact.discarded,
-                    "within_deadline": fact.within_deadline,
-                },
-            )
-        case f.ObserverFailed():
-            return (
-                logging.ERROR,
-                "observer failed",
-                {
-                    "observer": fact.observer,
-                    "during": fact.during,
-                    "error": fact.error,
-                },
-            )
-        case _:
-            assert_never(fact)
+def _escaped(value: object) -> str:
+    """One token on one line, whatever the value holds."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = str(value)
+    return text if text.isprintable() and " " not in text and text else ascii(text)

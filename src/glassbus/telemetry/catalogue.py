@@ -25,9 +25,15 @@ SUBSCRIPTION_STATES = ("running", "paused", "breaker_open", "stopped")
 HEALTH_STATES = ("healthy", "degraded", "critical", "unknown")
 QUEUE_STATES = ("ready", "scheduled", "retrying", "in_flight")
 RESULTS = ("handled", "dead_lettered", "expired", "discarded")
-PUBLISH_OUTCOMES = ("accepted", "unrouted", "duplicate", "rejected", "uncertain")
+PUBLISH_OUTCOMES = ("accepted", "spooled", "unrouted", "duplicate", "rejected", "uncertain")
 ATTEMPT_OUTCOMES = ("succeeded", "late", "failed")
 RETRY_ACTIONS = ("immediate_retry", "delayed_retry")
+#: What is done for a component other than a handler.
+COMPONENT_ACTIONS = (
+    "reconnect", "failover", "refresh_credentials", "shed", "pause_intake", "reload", "last_known_good",
+    "pause_subscription",
+)  # fmt: skip
+ACTIONS = (*RETRY_ACTIONS, *COMPONENT_ACTIONS)
 #: (category, severity) that the built-in rules can yield: at 0 from the start.
 PAIRS = tuple(sorted((c.value, s.value) for c, s in CLASSIFICATIONS))
 #: Transitions that happen by themselves: at 0 from the start.
@@ -129,15 +135,15 @@ METRICS: tuple[Metric, ...] = (
         "recovery_attempts_total",
         "counter",
         "Recoveries that have ended, counted once, when the attempt that they led to ends.",
-        {"category": CATEGORIES, "action": RETRY_ACTIONS, "outcome": ("succeeded", "failed"), "destination": ANY},
-        "RecoveryEnded",
+        {"category": CATEGORIES, "action": ACTIONS, "outcome": ("succeeded", "failed", "refused"), "destination": ANY},
+        "RecoveryEnded, RecoveryConcluded",
     ),
     Metric(
         "recovery_duration_seconds",
         "histogram",
         "Time from a delivery's first failure to the end of the attempt that a recovery led to.",
-        {"category": CATEGORIES, "action": RETRY_ACTIONS},
-        "RecoveryEnded.duration_s",
+        {"category": CATEGORIES, "action": ACTIONS},
+        "RecoveryEnded.duration_s, RecoveryConcluded.duration_s",
         "seconds",
         AGE_BOUNDS,
     ),
@@ -215,7 +221,7 @@ METRICS: tuple[Metric, ...] = (
         "overflow_actions_total",
         "counter",
         "What was done about a full queue.",
-        {**_SUB, "action": ("dead_letter", "refuse")},
+        {**_SUB, "action": ("dead_letter", "expand", "contract", "refuse")},
         "OverflowHandled",
     ),
     Metric("handlers_in_flight", "gauge", "Attempts that run now.", _SUB, "SubscriberView.in_flight"),
@@ -241,7 +247,11 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
     ),
     Metric(
-        "reconnects_total", "counter", "Times that the store worked again.", {"endpoint": ANY}, "TransportRecovered"
+        "reconnects_total",
+        "counter",
+        "Times that the store or broker worked again.",
+        {"endpoint": ANY},
+        "TransportRecovered, ConnectionRestored",
     ),
     Metric("disk_free_bytes", "gauge", "Free space where the store is.", {}, "Source.disk_free_bytes", "bytes"),
     Metric(
@@ -263,6 +273,14 @@ METRICS: tuple[Metric, ...] = (
         "1; what is running.",
         {"version": ANY, "python": ANY, "transport": ANY},
         "Source.transport",
+    ),
+    # Escalation
+    Metric(
+        "escalations_total",
+        "counter",
+        "Notifications of people, by channel. suppressed: over the channel's rate limit.",
+        {"severity": SEVERITIES, "channel": ANY, "outcome": ("sent", "failed", "suppressed")},
+        "EscalationNotified",
     ),
     # Telemetry about itself
     Metric(
@@ -361,6 +379,7 @@ SPANS: tuple[SpanKindOf, ...] = (
             facts.DuplicateRecognised,
             facts.PublishRefused,
             facts.PublishLeftUncertain,
+            facts.MessageSpooled,
         ),
     ),
     SpanKindOf(
@@ -408,13 +427,25 @@ SPANS: tuple[SpanKindOf, ...] = (
             facts.OwnerLost,
             facts.LedgerUnbalanced,
             facts.ObserverFailed,
+            facts.CodecFellBack,
+            facts.ConnectionLost,
+            facts.CredentialsRefreshed,
+            facts.RecoveryConcluded,
+            facts.IntakePaused,
+            facts.SubscriptionPaused,
+            facts.EscalationNotified,
+            facts.JournalFailed,
+            facts.EmergencyStopBegan,
+            facts.EmergencyReconciled,
+            facts.ManifestQuarantined,
         ),
         events=("exception",),
     ),
     SpanKindOf(
         "recover DESTINATION",
         "INTERNAL",
-        "one for each recovery, when it is decided; under the failed attempt",
+        "one for each recovery: of a delivery when it is decided, under the failed attempt; of a component "
+        "(`recover endpoint`) when it has ended, under the loss of its connection, or a root",
         (
             "messaging.message.id",
             "glassbus.bus",
@@ -425,9 +456,18 @@ SPANS: tuple[SpanKindOf, ...] = (
             "glassbus.recovery.delay_s",
             "glassbus.recovery.next_attempt",
             "glassbus.recovery.postponed",
+            "glassbus.recovery.target",
+            "glassbus.recovery.limit",
+            "glassbus.error.category",
             "glassbus.keep",
         ),
-        (facts.RetryScheduled, facts.DeliveryDeadLettered),
+        (
+            facts.RetryScheduled,
+            facts.DeliveryDeadLettered,
+            facts.RecoveryConcluded,
+            facts.LoadShed,
+            facts.LoadRegained,
+        ),
     ),
     SpanKindOf(
         "settle DESTINATION",
@@ -474,17 +514,29 @@ SPANS: tuple[SpanKindOf, ...] = (
         ("cause", "opening"),
     ),
     SpanKindOf(
-        "connection TRANSPORT",
+        "connection ENDPOINT",
         "INTERNAL",
-        "one when the store starts to fail and one when it works again",
+        "one for each change: the store or broker is lost, works again, new credentials were asked for, the spool was "
+        "forwarded",
         (
             "glassbus.bus",
             "glassbus.connection.state",
             "glassbus.connection.down_s",
+            "glassbus.connection.attempts",
+            "glassbus.connection.failed_over_from",
+            "glassbus.spool.forwarded",
+            "glassbus.spool.remaining",
             "glassbus.operation",
             "glassbus.keep",
         ),
-        (facts.TransportFailed, facts.TransportRecovered),
+        (
+            facts.TransportFailed,
+            facts.TransportRecovered,
+            facts.ConnectionLost,
+            facts.ConnectionRestored,
+            facts.CredentialsRefreshed,
+            facts.SpoolForwarded,
+        ),
     ),
     SpanKindOf(
         "overflow SUBSCRIPTION",
@@ -496,15 +548,40 @@ SPANS: tuple[SpanKindOf, ...] = (
     SpanKindOf(
         "shutdown",
         "INTERNAL",
-        "one when the bus has stopped",
+        "one when the bus has stopped, and one more when that was an emergency",
         (
             "glassbus.bus",
             "glassbus.given_back",
             "glassbus.discarded",
+            "glassbus.reason",
+            "glassbus.saved",
             "glassbus.within_deadline",
             "glassbus.keep",
         ),
-        (facts.BusStopped,),
+        (facts.BusStopped, facts.EmergencyStopEnded),
+    ),
+    SpanKindOf(
+        "escalate NAME",
+        "CLIENT",
+        "one for each notification",
+        (
+            "glassbus.bus",
+            "glassbus.escalation.channel",
+            "glassbus.escalation.event",
+            "glassbus.escalation.outcome",
+            "glassbus.escalation.notification",
+            "glassbus.error.severity",
+            "glassbus.error.fingerprint",
+            "glassbus.keep",
+        ),
+        (facts.EscalationNotified,),
+    ),
+    SpanKindOf(
+        "fault TARGET",
+        "INTERNAL",
+        "one when a fault is injected and one when it is taken away; never unless somebody asked for faults",
+        ("glassbus.bus", "glassbus.fault.kind", "glassbus.fault.state", "glassbus.fault.hits", "glassbus.keep"),
+        (facts.FaultInjected, facts.FaultHealed),
     ),
 )
 
@@ -557,7 +634,7 @@ PROJECTIONS: dict[FactType, Projection] = {
     facts.SettlementRefused: Projection(("errors_total",)),
     facts.BreakerStateChanged: Projection(("breaker_transitions_total",)),
     facts.SubscriptionDeclared: Projection(no_span="the program's own doing", no_metric=_STATE),
-    facts.SubscriptionPaused: Projection(no_span="an operator's own doing", no_metric=_STATE),
+    facts.SubscriptionPaused: Projection(("errors_total",)),
     facts.SubscriptionResumed: Projection(no_span="an operator's own doing", no_metric=_STATE),
     facts.SubscriptionForgotten: Projection(no_span="an operator's own doing", no_metric=_STATE),
     facts.DeadLetterReplayed: Projection(no_metric=_STATE),
@@ -569,6 +646,33 @@ PROJECTIONS: dict[FactType, Projection] = {
     facts.BusStarted: Projection(no_span="it decides nothing", no_metric=_STATE),
     facts.BusStopped: Projection(no_metric=_STATE),
     facts.ObserverFailed: Projection(("errors_total",)),
+    facts.CodecFellBack: Projection(("errors_total",)),
+    facts.TimeoutAdapted: Projection(no_span="the retry of the attempt that timed out has one", no_metric=_STATE),
+    facts.LoadShed: Projection(no_metric=_STATE),
+    facts.LoadRegained: Projection(no_metric=_STATE),
+    facts.IntakePaused: Projection(("errors_total",)),
+    facts.IntakeResumed: Projection(no_span="the recovery that ended has one", no_metric=_STATE),
+    facts.RecoveryStarted: Projection(
+        no_span="its span is made when it ends", no_metric="counted when it ends (RecoveryConcluded)"
+    ),
+    facts.RecoveryConcluded: Projection(("recovery_attempts_total", "recovery_duration_seconds", "errors_total")),
+    facts.ConnectionLost: Projection(("errors_total",)),
+    facts.ConnectionRestored: Projection(("reconnects_total",)),
+    facts.CredentialsRefreshed: Projection(("errors_total",)),
+    facts.MessageSpooled: Projection(_PUBLISH),
+    facts.SpoolForwarded: Projection(no_metric=_STATE),
+    facts.HealthChanged: Projection(no_span="what moved it has spans of its own", no_metric=_STATE),
+    facts.EscalationOpened: Projection(no_span="each of its notifications has one", no_metric=_STATE),
+    facts.EscalationNotified: Projection(("escalations_total", "errors_total")),
+    facts.EscalationAcknowledged: Projection(no_span="an operator's own doing", no_metric=_STATE),
+    facts.EscalationResolved: Projection(no_span="the notification about it has one", no_metric=_STATE),
+    facts.EmergencyStopBegan: Projection(("errors_total",)),
+    facts.EmergencyStopEnded: Projection(no_metric=_STATE),
+    facts.EmergencyReconciled: Projection(("errors_total",)),
+    facts.ManifestQuarantined: Projection(("errors_total",)),
+    facts.JournalFailed: Projection(("errors_total",)),
+    facts.FaultInjected: Projection(no_metric="what it causes is counted; injected faults are not of production"),
+    facts.FaultHealed: Projection(no_metric="what it causes is counted; injected faults are not of production"),
 }
 
 #: All that a breaker may do; used by the tests and the reference.

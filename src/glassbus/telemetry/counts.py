@@ -10,44 +10,7 @@ import threading
 from bisect import bisect_left
 from typing import assert_never
 
-from glassbus.facts import (
-    AttemptAbandoned,
-    AttemptFailed,
-    AttemptOverdue,
-    BackpressureApplied,
-    BreakerStateChanged,
-    BusStarted,
-    BusStopped,
-    DeadLetterDiscarded,
-    DeadLetterReplayed,
-    Delivery,
-    DeliveryDeadLettered,
-    DeliveryDiscarded,
-    DeliveryExpired,
-    DeliveryGivenBack,
-    DeliveryHandled,
-    DeliveryRedelivered,
-    DuplicateRecognised,
-    Fact,
-    LedgerUnbalanced,
-    MessagePublished,
-    MessageUnrouted,
-    ObserverFailed,
-    OverflowHandled,
-    OwnerLost,
-    PublishLeftUncertain,
-    PublishRefused,
-    RecoveryEnded,
-    RetryScheduled,
-    SettlementRefused,
-    SlotRegained,
-    SubscriptionDeclared,
-    SubscriptionForgotten,
-    SubscriptionPaused,
-    SubscriptionResumed,
-    TransportFailed,
-    TransportRecovered,
-)
+from glassbus import facts as f
 from glassbus.record.tally import Buckets
 from glassbus.telemetry.catalogue import BY_NAME, PROJECTIONS
 from glassbus.telemetry.failures import Failure
@@ -60,7 +23,7 @@ Labels = tuple[str, ...]
 _NOT_COUNTED = frozenset(kind for kind, projection in PROJECTIONS.items() if projection.no_metric)
 
 #: An attempt whose trace shows what a number counts, the value it had there, and when (wall seconds).
-Example = tuple[Delivery, float, float]
+Example = tuple[f.Delivery, float, float]
 
 
 class Counts:
@@ -80,7 +43,7 @@ class Counts:
         """In the child: a thread that held the lock is not there to release it."""
         self._lock = threading.Lock()
 
-    def count(self, fact: Fact, failure: Failure | None, example: Delivery | None = None) -> None:
+    def count(self, fact: f.Fact, failure: Failure | None, example: f.Delivery | None = None) -> None:
         """Add `fact`, which is the error `failure`, if any. `example`: an attempt whose trace shows it."""
         if type(fact) in _NOT_COUNTED:
             return
@@ -89,80 +52,117 @@ class Counts:
                 self._error(failure, example, fact.at)
             self._count(fact, example)
 
-    def _error(self, failure: Failure, example: Delivery | None, at: float) -> None:
+    def _error(self, failure: Failure, example: f.Delivery | None, at: float) -> None:
         labels = (failure.component, failure.category, failure.severity, self.destinations.bound(failure.destination))
         self._add("errors_total", labels)
         if example is not None:
             self.examples["errors_total", labels, 0] = (example, 1.0, at)
 
-    def _count(self, fact: Fact, example: Delivery | None) -> None:
+    def _count(self, fact: f.Fact, example: f.Delivery | None) -> None:
         labels: Labels
         match fact:
-            case AttemptFailed():
+            case f.AttemptFailed():
                 delivery = fact.delivery
                 labels = (self._destination(delivery), delivery.subscription, "failed")
                 self._observe("process_duration_seconds", labels, fact.duration_s, example, fact.at)
-            case RetryScheduled():
-                pass  # counted when it ends (RecoveryEnded)
-            case RecoveryEnded():
+            case f.RetryScheduled():
+                pass  # counted when it ends (f.RecoveryEnded)
+            case f.RecoveryEnded():
                 kind = (fact.category._value_, fact.action)
                 labels = (*kind, fact.outcome, self._destination(fact.delivery))
                 self._add("recovery_attempts_total", labels)
                 self._observe("recovery_duration_seconds", kind, fact.duration_s)
-            case DeliveryDeadLettered():
+            case f.DeliveryDeadLettered():
                 self._settled(fact.delivery, fact.at, "dead_lettered")
                 self._add("dead_letters_total", (fact.delivery.subscription, fact.report.category._value_))
-            case DeliveryExpired():
+            case f.DeliveryExpired():
                 self._settled(fact.delivery, fact.at, "expired")
-            case DeliveryDiscarded():
+            case f.DeliveryDiscarded():
                 # A discarded dead letter was settled when it died, and is not settled twice.
                 if fact.reason != "dead_letter":
                     self._settled(fact.delivery, fact.at, "discarded")
-            case MessageUnrouted():
+            case f.MessageUnrouted():
                 self._published(fact.destination, "unrouted", fact.duration_s)
-            case DuplicateRecognised():
+            case f.DuplicateRecognised():
                 self._published(fact.destination, "duplicate", fact.duration_s)
-            case PublishRefused():
+            case f.PublishRefused():
                 self._published(fact.destination, "rejected", fact.duration_s)
-            case PublishLeftUncertain():
+            case f.PublishLeftUncertain():
                 self._published(fact.destination, "uncertain", fact.duration_s)
-            case BackpressureApplied():
+            case f.MessageSpooled():
+                self._published(fact.destination, "spooled", fact.duration_s)
+            case f.BackpressureApplied():
                 self._add("backpressure_seconds_total", (fact.subscription,), fact.waited_s)
-            case OverflowHandled():
+            case f.OverflowHandled():
                 self._add("overflow_actions_total", (fact.subscription, fact.action))
-            case DeliveryRedelivered():
+            case f.DeliveryRedelivered():
                 self._add("redeliveries_total", (fact.delivery.subscription, fact.reason))
-            case BreakerStateChanged():
+            case f.BreakerStateChanged():
                 labels = (fact.breaker, fact.kind, fact.subscription, fact.from_state, fact.to_state)
                 self._add("breaker_transitions_total", labels)
-            case TransportFailed():
+            case f.TransportFailed():
                 self.connected = False
-            case TransportRecovered():
+            case f.TransportRecovered():
                 self.connected = True
                 self._add("reconnects_total", (self._endpoint,))
-            case SettlementRefused() | OwnerLost() | LedgerUnbalanced() | ObserverFailed():
+            case f.ConnectionRestored():
+                self._add("reconnects_total", (fact.endpoint,))
+            case f.RecoveryConcluded():
+                kind = (fact.category._value_, fact.action)
+                self._add("recovery_attempts_total", (*kind, fact.outcome, ""))
+                if fact.outcome != "refused":
+                    self._observe("recovery_duration_seconds", kind, fact.duration_s)
+            case f.EscalationNotified():
+                self._add("escalations_total", (fact.severity._value_, fact.channel, fact.outcome))
+            case (
+                f.CodecFellBack()
+                | f.ConnectionLost()
+                | f.CredentialsRefreshed()
+                | f.EmergencyReconciled()
+                | f.EmergencyStopBegan()
+                | f.IntakePaused()
+                | f.JournalFailed()
+                | f.LedgerUnbalanced()
+                | f.ManifestQuarantined()
+                | f.ObserverFailed()
+                | f.OwnerLost()
+                | f.SettlementRefused()
+                | f.SubscriptionPaused()
+            ):
                 pass  # an error and nothing else: counted above
             case (
-                AttemptAbandoned()
-                | AttemptOverdue()
-                | BusStarted()
-                | BusStopped()
-                | DeadLetterDiscarded()
-                | DeadLetterReplayed()
-                | DeliveryGivenBack()
-                | DeliveryHandled()
-                | MessagePublished()
-                | SlotRegained()
-                | SubscriptionDeclared()
-                | SubscriptionForgotten()
-                | SubscriptionPaused()
-                | SubscriptionResumed()
+                f.AttemptAbandoned()
+                | f.AttemptOverdue()
+                | f.BusStarted()
+                | f.BusStopped()
+                | f.DeadLetterDiscarded()
+                | f.DeadLetterReplayed()
+                | f.DeliveryGivenBack()
+                | f.DeliveryHandled()
+                | f.MessagePublished()
+                | f.SlotRegained()
+                | f.SubscriptionDeclared()
+                | f.SubscriptionForgotten()
+                | f.SubscriptionResumed()
+                | f.EmergencyStopEnded()
+                | f.EscalationAcknowledged()
+                | f.EscalationOpened()
+                | f.EscalationResolved()
+                | f.FaultHealed()
+                | f.FaultInjected()
+                | f.HealthChanged()
+                | f.IntakeResumed()
+                | f.LoadRegained()
+                | f.LoadShed()
+                | f.RecoveryStarted()
+                | f.SpoolForwarded()
+                | f.TimeoutAdapted()
             ):
                 pass  # counted elsewhere, or a state: `catalogue.PROJECTIONS` says which
             case _:
                 assert_never(fact)
 
-    def _destination(self, delivery: Delivery) -> str:
+    def _destination(self, delivery: f.Delivery) -> str:
         return self.destinations.bound(delivery.destination)
 
     def _published(self, destination: str, outcome: str, duration_s: float) -> None:
@@ -170,7 +170,7 @@ class Counts:
         self._add("messages_published_total", labels)
         self._observe("publish_duration_seconds", labels, duration_s)
 
-    def _settled(self, delivery: Delivery, at: float, result: str) -> None:
+    def _settled(self, delivery: f.Delivery, at: float, result: str) -> None:
         labels = (self._destination(delivery), delivery.subscription, result)
         self._add("messages_settled_total", labels)
         self._observe("message_age_seconds", labels, max(0.0, at - delivery.envelope.published_at))
@@ -182,7 +182,7 @@ class Counts:
         series[labels] = series.get(labels, 0) + by
 
     def _observe(
-        self, name: str, labels: Labels, value: float, example: Delivery | None = None, at: float = 0.0
+        self, name: str, labels: Labels, value: float, example: f.Delivery | None = None, at: float = 0.0
     ) -> None:
         series = self.histograms.get(name)
         if series is None:

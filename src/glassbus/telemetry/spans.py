@@ -246,11 +246,19 @@ class SpanWriter:
         return span
 
     def happening(
-        self, name: str, at: Place, start_ns: int, end_ns: int, attributes: dict[str, Any], error: str | None = None
+        self,
+        name: str,
+        at: Place,
+        start_ns: int,
+        end_ns: int,
+        attributes: dict[str, Any],
+        error: str | None = None,
+        *,
+        calls: bool = False,
     ) -> SpanData:
-        """Something of the bus itself: connection, overflow, shutdown."""
+        """Something of the bus itself: connection, overflow, shutdown. `calls`: it called somebody else."""
         attributes = {"glassbus.bus": self.bus, **attributes, "glassbus.keep": True}
-        span = self._child(name, _INTERNAL, at, attributes, start_ns, end_ns)
+        span = self._child(name, _CLIENT if calls else _INTERNAL, at, attributes, start_ns, end_ns)
         span.error = error
         return span
 

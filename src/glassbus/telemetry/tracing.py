@@ -14,45 +14,7 @@ from typing import assert_never
 
 from opentelemetry.trace import SpanContext, TracerProvider, get_current_span
 
-from glassbus.facts import (
-    AttemptAbandoned,
-    AttemptFailed,
-    AttemptOverdue,
-    BackpressureApplied,
-    BreakerStateChanged,
-    BusStarted,
-    BusStopped,
-    DeadLetterDiscarded,
-    DeadLetterReplayed,
-    Delivery,
-    DeliveryDeadLettered,
-    DeliveryDiscarded,
-    DeliveryExpired,
-    DeliveryGivenBack,
-    DeliveryHandled,
-    DeliveryRedelivered,
-    DuplicateRecognised,
-    Fact,
-    LedgerUnbalanced,
-    MessagePublished,
-    MessageUnrouted,
-    ObserverFailed,
-    OverflowHandled,
-    OwnerLost,
-    PublishLeftUncertain,
-    PublishRefused,
-    RecoveryEnded,
-    RetryScheduled,
-    SettlementRefused,
-    SlotRegained,
-    SubscriptionDeclared,
-    SubscriptionForgotten,
-    SubscriptionPaused,
-    SubscriptionResumed,
-    TransportFailed,
-    TransportRecovered,
-    current_delivery,
-)
+from glassbus import facts as f
 from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE
 from glassbus.telemetry.attempts import AttemptSpans
@@ -84,7 +46,7 @@ from glassbus.telemetry.propagation import (
     write,
 )
 from glassbus.telemetry.spans import SpanWriter, ns
-from glassbus.telemetry.surroundings import Surroundings
+from glassbus.telemetry.surroundings import Surroundings, new_trace
 
 #: Publishes under way: of so many the parent is remembered.
 _PENDING_MAX = 4096
@@ -125,7 +87,7 @@ class Tracing:
         self._live = LiveAttempts(self._attempts, lineage, wall)
         # The bus was started while a span was current, so that every handler would inherit it.
         self._inherited = False
-        self._muted: Delivery | None = None
+        self._muted: f.Delivery | None = None
         self._around_it = Surroundings(writer, lineage, connection=connection, emit=self._emit, admit=self._admit)
 
     def _resolve(self, provider: TracerProvider | None) -> Outlet:
@@ -154,7 +116,7 @@ class Tracing:
             if context.is_valid:
                 self._continue(headers, outlet, place_of(context), context)
                 return
-        delivery = current_delivery.get()
+        delivery = f.current_delivery.get()
         if delivery is not None and (outlet.recording or TRACEPARENT in delivery.envelope.headers):
             # An attempt without a live span: what it publishes stays in its trace, unsampled like it.
             write(headers, self.lineage.trail(delivery).own, False)
@@ -192,7 +154,7 @@ class Tracing:
 
     # Around handlers
 
-    def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
+    def scope(self, work: f.Delivery, /) -> AbstractContextManager[None]:
         headers = work.envelope.headers
         first = work.attempt == 1 and not work.replays
         if first and (not headers or TRACEPARENT not in headers):
@@ -204,74 +166,112 @@ class Tracing:
 
     # Facts
 
-    def show(self, fact: Fact, failure: Failure | None) -> None:
+    def show(self, fact: f.Fact, failure: Failure | None) -> None:
         """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
-        if isinstance(fact, SubscriptionDeclared) and get_current_span().get_span_context().is_valid:
+        if isinstance(fact, f.SubscriptionDeclared) and get_current_span().get_span_context().is_valid:
             self._inherited = True
         if not self.outlet.recording:
             return
         match fact:
-            case AttemptFailed():
+            case f.AttemptFailed():
                 self._attempt_failed(fact, _known(failure))
-            case RetryScheduled():
+            case f.RetryScheduled():
                 self._retry_scheduled(fact)
-            case DeliveryDeadLettered():
+            case f.DeliveryDeadLettered():
                 self._dead_lettered(fact, failure)
-            case RecoveryEnded():
+            case f.RecoveryEnded():
                 # The attempt that it led to is a span; nothing more to show.
                 if fact.outcome == "succeeded":
                     self.lineage.ended(fact.delivery)
-            case MessagePublished():
+            case f.MessagePublished():
                 self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "accepted")
-            case MessageUnrouted():
+            case f.MessageUnrouted():
                 self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "unrouted")
-            case DuplicateRecognised():
+            case f.DuplicateRecognised():
                 self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "duplicate")
-            case PublishLeftUncertain():
+            case f.PublishLeftUncertain():
                 self._publish_failed(fact, _known(failure), fact.envelope, "uncertain")
-            case PublishRefused():
+            case f.PublishRefused():
                 given = Envelope(fact.message_id, fact.topic, b"", "", {})
                 self._publish_failed(fact, _known(failure), given, "rejected")
-            case DeliveryGivenBack():
+            case f.DeliveryGivenBack():
                 self._given_back(fact)
-            case SettlementRefused():
+            case f.SettlementRefused():
                 self._settlement_refused(fact, _known(failure))
-            case DeliveryExpired():
+            case f.DeliveryExpired():
                 self._settled(fact.delivery, fact.at, "expire", "expired")
-            case DeliveryDiscarded():
+            case f.DeliveryDiscarded():
                 self._settled(fact.delivery, fact.at, "discard", fact.reason)
-            case DeadLetterDiscarded():
+            case f.DeadLetterDiscarded():
                 self._dead_letter_discarded(fact)
-            case DeadLetterReplayed():
+            case f.DeadLetterReplayed():
                 self._replayed(fact)
-            case BreakerStateChanged():
+            case f.BreakerStateChanged():
                 self._around_it.breaker_moved(fact)
-            case AttemptOverdue():
+            case f.AttemptOverdue():
                 live = self._live.get(fact.delivery)
                 if live is not None:
                     live.span.add_event("overdue", {"glassbus.timeout_s": fact.timeout_s}, ns(fact.at))
-            case TransportFailed():
+            case f.TransportFailed():
                 self._around_it.transport_failed(fact, _known(failure))
-            case TransportRecovered():
+            case f.TransportRecovered():
                 self._around_it.transport_recovered(fact)
-            case OverflowHandled():
+            case f.MessageSpooled():
+                self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "spooled")
+            case f.ConnectionLost():
+                self._around_it.connection_lost(fact, _known(failure))
+            case f.ConnectionRestored():
+                self._around_it.connection_restored(fact)
+            case f.CredentialsRefreshed():
+                self._around_it.credentials_refreshed(fact, failure)
+            case f.SpoolForwarded():
+                self._around_it.forwarded(fact)
+            case f.RecoveryConcluded():
+                self._around_it.recovered(fact, failure)
+            case f.LoadShed() | f.LoadRegained():
+                self._around_it.load_changed(fact, self._around())
+            case f.EscalationNotified():
+                self._around_it.notified(fact, failure)
+            case f.EmergencyStopEnded():
+                self._around_it.emergency_ended(fact)
+            case f.FaultInjected() | f.FaultHealed():
+                self._around_it.fault(fact)
+            case f.CodecFellBack():
+                self._around_it.error_at(fact, failure, self._around())
+            case f.OverflowHandled():
                 self._around_it.overflowed(fact, self._around())
-            case BusStopped():
+            case f.BusStopped():
                 self._live.end_all(fact.at)
                 self._around_it.stopped(fact)
-            case OwnerLost() | LedgerUnbalanced() | ObserverFailed():
-                self._around_it.bare_error(fact, _known(failure))
             case (
-                AttemptAbandoned()
-                | BackpressureApplied()
-                | BusStarted()
-                | DeliveryHandled()
-                | DeliveryRedelivered()
-                | SlotRegained()
-                | SubscriptionDeclared()
-                | SubscriptionForgotten()
-                | SubscriptionPaused()
-                | SubscriptionResumed()
+                f.EmergencyReconciled()
+                | f.EmergencyStopBegan()
+                | f.IntakePaused()
+                | f.JournalFailed()
+                | f.LedgerUnbalanced()
+                | f.ManifestQuarantined()
+                | f.ObserverFailed()
+                | f.OwnerLost()
+                | f.SubscriptionPaused()
+            ):
+                self._around_it.error_at(fact, failure, new_trace())
+            case (
+                f.AttemptAbandoned()
+                | f.BackpressureApplied()
+                | f.BusStarted()
+                | f.DeliveryHandled()
+                | f.DeliveryRedelivered()
+                | f.SlotRegained()
+                | f.SubscriptionDeclared()
+                | f.SubscriptionForgotten()
+                | f.SubscriptionResumed()
+                | f.EscalationAcknowledged()
+                | f.EscalationOpened()
+                | f.EscalationResolved()
+                | f.HealthChanged()
+                | f.IntakeResumed()
+                | f.RecoveryStarted()
+                | f.TimeoutAdapted()
             ):
                 pass  # no span of their own: `catalogue.PROJECTIONS` says why
             case _:
@@ -292,12 +292,12 @@ class Tracing:
         context = get_current_span().get_span_context()
         if context.is_valid:
             return place_of(context)
-        delivery = current_delivery.get()
+        delivery = f.current_delivery.get()
         if delivery is not None:
             return self.lineage.trail(delivery).own
         return Place(random_bits(128) or 1, 0, True)
 
-    def shown(self, delivery: Delivery) -> Delivery | None:
+    def shown(self, delivery: f.Delivery) -> f.Delivery | None:
         """`delivery`, to be kept, when its failure was the last fact shown and has a span; else None."""
         return self._live.slim(delivery) if self._outlet.recording and delivery is not self._muted else None
 
@@ -312,7 +312,7 @@ class Tracing:
         self._outlet.tell(make, 1, False)
 
     def _publish_failed(
-        self, fact: PublishLeftUncertain | PublishRefused, failure: Failure, envelope: Envelope, outcome: str
+        self, fact: f.PublishLeftUncertain | f.PublishRefused, failure: Failure, envelope: Envelope, outcome: str
     ) -> None:
         skipped = self._admit(failure.site, 2)
         if skipped < 0:
@@ -332,7 +332,7 @@ class Tracing:
 
     # Attempts
 
-    def _attempt_failed(self, fact: AttemptFailed, failure: Failure) -> None:
+    def _attempt_failed(self, fact: f.AttemptFailed, failure: Failure) -> None:
         delivery, outlet = fact.delivery, self._outlet
         live = self._live.pop(delivery)
         hint = self.lineage.hint(delivery)
@@ -352,7 +352,7 @@ class Tracing:
             outlet.end(running, span)
             outlet.emit(error)
 
-    def _retry_scheduled(self, fact: RetryScheduled) -> None:
+    def _retry_scheduled(self, fact: f.RetryScheduled) -> None:
         delivery = fact.delivery
         if delivery is self._muted:
             self.summarised += 1
@@ -369,7 +369,7 @@ class Tracing:
         )
         self._outlet.tell(make, 1)
 
-    def _dead_lettered(self, fact: DeliveryDeadLettered, failure: Failure | None) -> None:
+    def _dead_lettered(self, fact: f.DeliveryDeadLettered, failure: Failure | None) -> None:
         delivery = fact.delivery
         skipped = 0
         if failure is not None:
@@ -383,13 +383,13 @@ class Tracing:
         make = partial(self._attempts.dead, kept, fact.at, fact.handling_s, fact.reason, failure, skipped)
         self._outlet.tell(make, 3 if failure is not None else 2)
 
-    def _given_back(self, fact: DeliveryGivenBack) -> None:
+    def _given_back(self, fact: f.DeliveryGivenBack) -> None:
         live = self._live.pop(fact.delivery)
         if live is not None:
             live.span.set_attribute("glassbus.given_back", fact.reason)
             self._live.end(live, fact.at)
 
-    def _settlement_refused(self, fact: SettlementRefused, failure: Failure) -> None:
+    def _settlement_refused(self, fact: f.SettlementRefused, failure: Failure) -> None:
         live = self._live.pop(fact.delivery)
         if live is not None:
             self._live.end(live, fact.at)
@@ -400,17 +400,17 @@ class Tracing:
             self._outlet.emit(settle)
             self._outlet.emit(self.writer.error(failure, own, settle.place.span_id, ns(fact.at), skipped))
 
-    def _settled(self, delivery: Delivery, at: float, operation: str, reason: str) -> None:
+    def _settled(self, delivery: f.Delivery, at: float, operation: str, reason: str) -> None:
         if self._admit(f"{operation}:{delivery.subscription}", 1) >= 0:
             under = self.lineage.previous(delivery, self.lineage.hint(delivery)) or self.lineage.origin(delivery)
             self._outlet.emit(self.writer.settle(delivery, under, ns(at), operation, reason))
 
     # Dead letters
 
-    def _last_failure(self, fact: DeadLetterReplayed | DeadLetterDiscarded, replays: int) -> Place:
+    def _last_failure(self, fact: f.DeadLetterReplayed | f.DeadLetterDiscarded, replays: int) -> Place:
         return self.lineage.attempt(fact.delivery, fact.report.retry_count + 1, replays)
 
-    def _replayed(self, fact: DeadLetterReplayed) -> None:
+    def _replayed(self, fact: f.DeadLetterReplayed) -> None:
         delivery = fact.delivery
         if self._admit(f"replay:{delivery.subscription}", 1) < 0:
             return
@@ -421,7 +421,7 @@ class Tracing:
             self.writer.replay(delivery, place, origin, self._last_failure(fact, before), ns(fact.at)),
         )
 
-    def _dead_letter_discarded(self, fact: DeadLetterDiscarded) -> None:
+    def _dead_letter_discarded(self, fact: f.DeadLetterDiscarded) -> None:
         if self._admit(f"discard:{fact.delivery.subscription}", 1) >= 0:
             failed = self._last_failure(fact, fact.delivery.replays)
             self._outlet.emit(self.writer.settle(fact.delivery, failed, ns(fact.at), "discard", "dead_letter"))
@@ -432,7 +432,7 @@ def _known(failure: Failure | None) -> Failure:
     return failure
 
 
-def _times(delivery: Delivery, at: float, duration_s: float) -> tuple[int, int]:
+def _times(delivery: f.Delivery, at: float, duration_s: float) -> tuple[int, int]:
     """Start and end of an attempt, in ns; from the end when its start is not known."""
     start = delivery.started_at or at - duration_s
     return ns(start), ns(start + duration_s)
