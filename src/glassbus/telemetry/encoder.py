@@ -1,0 +1,131 @@
+"""Writes a scrape as text: what prometheus_client's encoders write, byte for byte, in a fraction of their time.
+
+The labels of a series are rendered once and kept as a template for as long as the
+series is there. Between parts it lets other threads run, so that a scrape holds up the event loop
+for no longer than the interpreter's switch interval.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client.utils import floatToGoString
+
+from glassbus.telemetry.catalogue import METRICS, Metric
+from glassbus.telemetry.counts import Labels
+from glassbus.telemetry.scrape import Example, Histogram, Scrape
+
+#: Series between two pauses.
+_SERIES_A_TURN = 200
+
+#: The value of a series, its lines as a template, and as they were written.
+_Written = tuple[float | Histogram, str, str]
+
+_WHOLE = [f"{number}.0" for number in range(1000)]
+
+
+def go(value: float) -> str:
+    """A number as Go prints it."""
+    text: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+    return text
+
+
+def _number(value: float) -> str:
+    whole = int(value) if 0 <= value < 1000 else -1
+    return _WHOLE[whole] if whole == value else go(value)
+
+
+class Writer:
+    """Keeps what it wrote between scrapes. Not for two threads at once: the last one wins, and both are right."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, dict[Labels, _Written]] = {}
+
+    def text(self, scrape: Scrape, openmetrics: bool) -> str:
+        """All families of `scrape`, without the end mark of OpenMetrics."""
+        parts: list[str] = []
+        examples = scrape.examples if openmetrics else {}
+        written: dict[str, dict[Labels, _Written]] = {}
+        turn = 0
+        for metric in METRICS:
+            name = metric.name
+            parts.append(_header(metric, openmetrics))
+            before, now = self._written.get(name, {}), written.setdefault(name, {})
+            series: dict[Labels, Any] = scrape.histograms[name] if metric.type == "histogram" else scrape.values[name]
+            for labels, value in series.items():
+                entry = before.get(labels)
+                if entry is None or entry[0] != value:
+                    template = _template(metric, labels, value) if entry is None else entry[1]
+                    entry = (value, template, template % _numbers(value))
+                now[labels] = entry
+                parts.append(_with_examples(entry, name, labels, examples) if examples else entry[2])
+                turn += 1
+                if turn == _SERIES_A_TURN:
+                    turn = 0
+                    time.sleep(0)
+        self._written = written
+        return "".join(parts)
+
+
+def _template(metric: Metric, labels: Labels, value: float | Histogram) -> str:
+    if isinstance(value, tuple):
+        return _histogram(metric, labels, value[0])
+    return f"{metric.full_name}{_braces(_pairs(metric, labels))} %s\n"
+
+
+def _numbers(value: float | Histogram) -> tuple[str, ...]:
+    """The numbers of a series, in the order of its lines."""
+    if not isinstance(value, tuple):
+        return (_number(value),)
+    _, counts, total = value
+    running = [_number(count) for count in accumulate(counts)]
+    return (*running, running[-1], _number(total))
+
+
+def _with_examples(
+    entry: _Written, name: str, labels: Labels, examples: Mapping[tuple[str, Labels, int], Example]
+) -> str:
+    value, template, text = entry
+    numbers = _numbers(value)
+    shown = tuple(number + _example(examples.get((name, labels, at))) for at, number in enumerate(numbers))
+    return text if shown == numbers else template % shown
+
+
+def _header(metric: Metric, openmetrics: bool) -> str:
+    name = metric.full_name
+    if not openmetrics:
+        return f"# HELP {name} {metric.help}\n# TYPE {name} {metric.type}\n"
+    name = name.removesuffix("_total") if metric.type == "counter" else name
+    unit = f"# UNIT {name} {metric.unit}\n" if metric.unit else ""
+    return f"# HELP {name} {metric.help}\n# TYPE {name} {metric.type}\n{unit}"
+
+
+def _pairs(metric: Metric, labels: Labels) -> dict[str, str]:
+    return dict(zip(("bus", *metric.labels), labels, strict=True))
+
+
+def _braces(pairs: dict[str, str]) -> str:
+    """Labels as a template, in alphabetical order."""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in sorted(pairs.items())) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"").replace("%", "%%")
+
+
+def _histogram(metric: Metric, labels: Labels, bounds: tuple[float, ...]) -> str:
+    name, pairs = metric.full_name, _pairs(metric, labels)
+    lines = [f"{name}_bucket{_braces({**pairs, 'le': le})} %s\n" for le in (*map(go, bounds), "+Inf")]
+    plain = _braces(pairs)
+    return "".join(lines) + f"{name}_count{plain} %s\n{name}_sum{plain} %s\n"
+
+
+def _example(found: Example | None) -> str:
+    """The exemplar of a sample, where there is one."""
+    if found is None:
+        return ""
+    place, value, at = found
+    return f' # {{span_id="{place.span_id:016x}",trace_id="{place.trace_id:032x}"}} {go(value)} {at}'

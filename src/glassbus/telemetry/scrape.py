@@ -1,0 +1,241 @@
+"""One scrape: what is read from a bus, as plain numbers by metric and labels.
+
+Nothing is written when a message is handled: a scrape reads the core's integers,
+the counts of the facts, and the states.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from glassbus.facts import Delivery
+from glassbus.record.tally import Buckets
+from glassbus.telemetry import catalogue
+from glassbus.telemetry.catalogue import BY_NAME, METRICS
+from glassbus.telemetry.counts import Counts, Labels
+from glassbus.telemetry.propagation import Place
+from glassbus.telemetry.source import Source
+
+#: Bounds, counts, sum.
+Histogram = tuple[tuple[float, ...], list[int], float]
+#: Where an exemplar's trace is, its value, and when (wall seconds).
+Example = tuple[Place, float, float]
+
+
+class QueueView(Protocol):
+    """A queue of spans on their way out."""
+
+    name: str
+    capacity: int
+    export_failures: int
+
+    @property
+    def dropped(self) -> dict[str, int]: ...
+    def __len__(self) -> int: ...
+
+
+class Scraped(Protocol):
+    """A bus with its counts, as the collector holds it."""
+
+    name: str
+    version: str
+    stopped: bool
+    fact_seconds: float
+    counts: Counts
+
+    @property
+    def source(self) -> Source | None:
+        """None when the bus is gone."""
+
+    @property
+    def summarised(self) -> int: ...
+    def now(self) -> float:
+        """Wall seconds."""
+
+    def place(self, delivery: Delivery, /) -> Place:
+        """The span of an attempt."""
+
+
+class Scrape:
+    """The samples of one scrape. Series that a label cap made equal are added up."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[Labels, float]] = {metric.name: {} for metric in METRICS}
+        self.histograms: dict[str, dict[Labels, Histogram]] = {metric.name: {} for metric in METRICS}
+        self.examples: dict[tuple[str, Labels, int], Example] = {}
+
+    def add(self, name: str, labels: Labels, value: float = 0) -> None:
+        series = self.values[name]
+        series[labels] = series.get(labels, 0) + value
+
+    def one_hot(self, name: str, labels: Labels, states: Iterable[str], current: str) -> None:
+        for state in states:
+            self.add(name, (*labels, state), float(state == current))
+
+    def observe(self, name: str, labels: Labels, buckets: Buckets | None = None) -> None:
+        found = self.histograms[name].get(labels)
+        if found is None:
+            bounds = buckets.bounds if buckets is not None else BY_NAME[name].bounds
+            found = self.histograms[name][labels] = (bounds, [0] * (len(bounds) + 1), 0.0)
+        if buckets is None:
+            return
+        bounds, counts, total = found
+        if bounds == buckets.bounds:
+            for at, count in enumerate(buckets.counts):
+                counts[at] += count
+        else:
+            for bound, count in zip((*buckets.bounds, float("inf")), buckets.counts, strict=True):
+                counts[bisect_left(bounds, bound)] += count
+        self.histograms[name][labels] = (bounds, counts, total + buckets.total)
+
+    def read(self, bus: str, scraped: Scraped, source: Source) -> int:
+        """Read all of a bus; how many of its parts could not be read, and are left out."""
+        unread = 0
+        for part in _PARTS:
+            if scraped.stopped and part is _read_store:
+                continue  # a closed store has nothing to say
+            try:
+                part(self, bus, scraped, source)
+            except Exception:  # noqa: BLE001 - the store may be down, and the rest of the scrape shows it
+                unread += 1
+        return unread
+
+
+def _read_tallies(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    bound = scraped.counts.destinations.bound
+    for published in source.publish_tallies():
+        labels = (bus, bound(published.destination), "accepted")
+        scrape.add("messages_published_total", labels, published.accepted)
+        scrape.observe("publish_duration_seconds", labels, published.duration)
+    for tally in source.tallies():
+        labels = (bus, bound(tally.destination), tally.subscription)
+        for result in catalogue.RESULTS:
+            scrape.add("messages_settled_total", (*labels, result), tally.handled if result == "handled" else 0)
+        scrape.observe("message_age_seconds", (*labels, "handled"), tally.age)
+        scrape.observe("process_duration_seconds", (*labels, "succeeded"), tally.duration)
+        scrape.observe("process_duration_seconds", (*labels, "failed"))
+        if tally.late:
+            scrape.observe("process_duration_seconds", (*labels, "late"), tally.late_duration)
+
+
+def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    counts = scraped.counts
+    for category, severity in catalogue.PAIRS:
+        scrape.add("errors_total", (bus, "handler", category, severity, ""))
+    for category in catalogue.CATEGORIES:
+        for action in catalogue.RETRY_ACTIONS:
+            for outcome in ("succeeded", "failed"):
+                scrape.add("recovery_attempts_total", (bus, category, action, outcome, ""))
+    scrape.add("reconnects_total", (bus, source.address))
+    scrape.add("connection_up", (bus, source.address), float(counts.connected and not scraped.stopped))
+    for name, series in list(counts.counters.items()):
+        for labels, value in list(series.items()):
+            scrape.add(name, (bus, *labels), value)
+    for name, observed in list(counts.histograms.items()):
+        for labels, buckets in list(observed.items()):
+            scrape.observe(name, (bus, *labels), buckets)
+    for (name, labels, bucket), (attempt, value, at) in list(counts.examples.items()):
+        scrape.examples[name, (bus, *labels), bucket] = (scraped.place(attempt), value, at)
+
+
+def _read_subscribers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    for view in source.subscribers():
+        labels = (bus, view.name)
+        scrape.add("handlers_in_flight", labels, view.in_flight)
+        scrape.add("handlers_limit", labels, view.limit)
+        scrape.add("handlers_overdue", labels, view.overdue)
+        scrape.add("handler_timeout_seconds", labels, view.timeout_s)
+        scrape.one_hot("subscription_state", labels, catalogue.SUBSCRIPTION_STATES, view.state)
+        for reason in BY_NAME["redeliveries_total"].labels["reason"]:
+            scrape.add("redeliveries_total", (*labels, reason))
+        for category, buckets in dict(view.handling).items():
+            scrape.observe("error_handling_seconds", (bus, category), buckets)
+        for category in catalogue.CATEGORIES:
+            scrape.add("dead_letters_total", (*labels, category))
+        for action in BY_NAME["overflow_actions_total"].labels["action"]:
+            scrape.add("overflow_actions_total", (*labels, action))
+        scrape.add("backpressure_seconds_total", labels)
+
+
+def _read_breakers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    for view in source.breaker_views():
+        labels = (bus, view.name, view.kind)
+        scrape.one_hot("breaker_state", (*labels, view.subscription), catalogue.BREAKER_STATES, view.state)
+        for move in catalogue.USUAL_MOVES:
+            scrape.add("breaker_transitions_total", (*labels, view.subscription, *move))
+        scrape.add("breaker_calls_total", (*labels, "succeeded"), view.succeeded_count)
+        scrape.add("breaker_calls_total", (*labels, "failed"), view.failed_count)
+        scrape.add("breaker_calls_total", (*labels, "refused"), view.refused)
+
+
+def _read_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    now = scraped.now()
+    ledger = source.ledger()
+    for name, account in ledger.accounts.items():
+        for state in catalogue.QUEUE_STATES:
+            scrape.add("queue_messages", (bus, name, state), getattr(account, state))
+        scrape.add("dead_letter_messages", (bus, name), account.dead_lettered)
+    scrape.add("messages_unaccounted", (bus,), ledger.unaccounted)
+    for name, queue in source.queues().items():
+        labels = (bus, name)
+        scrape.add("queue_capacity_messages", labels, queue.spec.capacity)
+        scrape.add("queue_oldest_message_age_seconds", labels, _age(now, queue.oldest_at))
+        scrape.add("dead_letter_oldest_age_seconds", labels, _age(now, queue.dead_letter_oldest_at))
+        scrape.add("subscription_consumers", labels, queue.consumers)
+    free = source.disk_free_bytes()
+    if free is not None:
+        scrape.add("disk_free_bytes", (bus,), free)
+
+
+def _age(now: float, since: float) -> float:
+    return max(0.0, now - since) if since else 0.0
+
+
+def _read_bus(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    scrape.one_hot("health_status", (bus,), catalogue.HEALTH_STATES, source.health().status)
+    scrape.add("journal_dropped_total", (bus,), source.journal_dropped())
+    age_s = source.round_trip_age_s()
+    if age_s is not None:
+        scrape.add("last_round_trip_age_seconds", (bus, source.address), age_s)
+    build = (bus, scraped.version, platform.python_version(), source.transport)
+    scrape.add("build_info", build, 1)
+    for observer, failures in source.observer_failures().items():
+        scrape.add("observer_failures_total", (bus, observer), failures)
+
+
+def _read_telemetry(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    scrape.add("telemetry_seconds_total", (bus, "facts"), scraped.fact_seconds)
+    scrape.add("telemetry_spans_summarised_total", (bus,), scraped.summarised)
+    scrape.add("telemetry_series_overflow_total", (bus, "destination"), scraped.counts.destinations.overflowed)
+
+
+def read_queues(scrape: Scrape, bus: str) -> None:
+    for queue in span_queues():
+        labels = (bus, queue.name)
+        scrape.add("telemetry_queue_spans", labels, len(queue))
+        scrape.add("telemetry_queue_capacity_spans", labels, queue.capacity)
+        scrape.add("telemetry_export_failures_total", labels, queue.export_failures)
+        dropped = dict(queue.dropped)
+        for reason in BY_NAME["telemetry_spans_dropped_total"].labels["reason"]:
+            scrape.add("telemetry_spans_dropped_total", (*labels, reason), dropped.get(reason, 0))
+
+
+def span_queues() -> Sequence[QueueView]:
+    """The queues that `configure` made in this process."""
+    setup = sys.modules.get("glassbus.telemetry.setup")
+    return setup.active_queues() if setup is not None else ()
+
+
+_PARTS: tuple[Callable[[Scrape, str, Scraped, Source], None], ...] = (
+    _read_tallies,
+    _read_counts,
+    _read_subscribers,
+    _read_breakers,
+    _read_store,
+    _read_bus,
+    _read_telemetry,
+)
