@@ -52,6 +52,7 @@ from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.journal import Journal
 from glassbus.record.tally import PublishTally, Tally
+from glassbus.recovery.guard import ComponentBreaker, ComponentBreakers
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
 from glassbus.subscription import Subscription, make_subscription
@@ -160,11 +161,12 @@ class MessageBus:
         self.tracer_provider = tracer_provider
         self.hub = Hub(self._wall)
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock)
+        self.component_breakers = ComponentBreakers(self.hub, self.clock)
         self._random = random.Random(seed)  # noqa: S311 - chance for jitter, not for secrets
         self._sites = FailureSites(tuple(rules), _OUR_FILES)
         self._subscriptions: dict[str, Subscription] = {}
         self._workers: dict[str, Worker] = {}
-        self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._learn)
+        self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._declaring: set[asyncio.Task[None]] = set()
@@ -310,6 +312,11 @@ class MessageBus:
         """Take over the stored subscriptions, also those that another process declared."""
         self._publisher.learn([state.spec.pattern for state in self._transport.queues().values()])
 
+    def _turned(self) -> None:
+        """At each beat of the pulse."""
+        self._learn()
+        self.component_breakers.look()
+
     # Starting and stopping
 
     async def start(self) -> None:
@@ -342,7 +349,7 @@ class MessageBus:
         finally:
             self._transport = self._make_transport()  # one is opened once
             self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
-            self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._learn)
+            self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
             self._state = "new"
 
     async def stop(self, deadline: float = 30.0) -> None:
@@ -661,9 +668,9 @@ class MessageBus:
         """The subscriptions that this process runs, as they are now."""
         return list(self._workers.values())
 
-    def breaker_views(self) -> list[Gate]:
-        """Their breakers, as they are now."""
-        return [worker.gate for worker in list(self._workers.values())]
+    def breaker_views(self) -> list[Gate | ComponentBreaker]:
+        """Their breakers and those of recovering components, as they are now."""
+        return [*(worker.gate for worker in list(self._workers.values())), *self.component_breakers.views()]
 
     def observer_failures(self) -> dict[str, int]:
         """How often each observer raised, by its name."""

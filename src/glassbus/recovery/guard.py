@@ -1,0 +1,244 @@
+"""One breaker for each (component, category): a recovery that keeps failing is not tried for a while.
+
+Asking for a permit, doing the recovery, and telling how it went are three calls, so that
+nothing is locked while the recovery runs. Any thread may make them.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+import msgspec
+
+from glassbus.clock import Clock
+from glassbus.errors import ErrorCategory, safe_text, type_name
+from glassbus.facts import BreakerStateChanged, Delivery, RecoveryConcluded, RecoveryStarted, without_payload
+from glassbus.observer import Hub
+from glassbus.policy.breaker import Breaker, BreakerState, ConsecutiveFailures, Transition
+
+#: The components whose recoveries are facts of their own (a handler's are facts of its delivery).
+Component = Literal["endpoint", "queue", "resources", "configuration"]
+_ERROR_CAP = 300
+
+
+class Permit(msgspec.Struct, frozen=True):
+    """Leave to make one recovery. Give it to `succeeded`, `failed` or `release`, once."""
+
+    component: str
+    category: ErrorCategory
+    number: int
+
+
+class ComponentBreaker:
+    """The breaker of one (component, category), in the form that telemetry reads (`BreakerView`)."""
+
+    kind = "component"
+    subscription = ""
+
+    def __init__(self, component: str, category: ErrorCategory, threshold: int, open_for_s: float) -> None:
+        self.name = f"{component}/{category.value}"
+        self.breaker: Breaker[Delivery | None] = Breaker(ConsecutiveFailures(threshold), open_for_s=open_for_s)
+        self.succeeded_count = self.failed_count = self.refused = 0
+
+    @property
+    def state(self) -> str:
+        return self.breaker.state.value
+
+
+class ComponentBreakers:
+    """The breakers of a bus's components, each made when it is first asked for.
+
+    A breaker opens after `threshold` failed recoveries in a row, and admits one as a probe
+    after `open_for_s` seconds (`look`, called about once a second, moves it). Each transition is stated.
+    """
+
+    def __init__(self, hub: Hub, clock: Clock, *, threshold: int = 5, open_for_s: float = 60.0) -> None:
+        self._hub = hub
+        self._monotonic, self._wall = clock.monotonic, clock.wall
+        self._threshold = threshold
+        self._open_for_s = open_for_s
+        self._counting = threading.Lock()
+        self._breakers: dict[tuple[str, ErrorCategory], ComponentBreaker] = {}
+
+    def admit(self, component: str, category: ErrorCategory) -> Permit | None:
+        """A permit for one recovery now, or None while the breaker refuses. Does not block."""
+        one = self._of(component, category)
+        self._look(one)
+        number = one.breaker.admit(self._monotonic())
+        if number is None:
+            with self._counting:
+                one.refused += 1
+            return None
+        return Permit(component, category, number)
+
+    def succeeded(self, permit: Permit) -> None:
+        """The recovery worked."""
+        one = self._of(permit.component, permit.category)
+        with self._counting:
+            one.succeeded_count += 1
+        self._moved(one, one.breaker.succeeded(None, self._monotonic(), permit.number))
+
+    def failed(self, permit: Permit, cause: Delivery | None = None) -> None:
+        """The recovery did not work. `cause`: the delivery whose failure asked for it; kept without payload."""
+        one = self._of(permit.component, permit.category)
+        kept = None if cause is None else without_payload(cause)
+        with self._counting:
+            one.failed_count += 1
+        self._moved(one, one.breaker.failed(None, kept, self._monotonic(), permit.number))
+
+    def release(self, permit: Permit) -> None:
+        """The recovery was not made, or cancelled: it says nothing."""
+        self._of(permit.component, permit.category).breaker.release(permit.number)
+
+    def force_open(self, component: str, category: ErrorCategory) -> None:
+        """Refuse every recovery until `reset`."""
+        one = self._of(component, category)
+        self._moved(one, one.breaker.force_open())
+
+    def reset(self, component: str, category: ErrorCategory) -> None:
+        """Closed and automatic, with nothing counted."""
+        one = self._of(component, category)
+        self._moved(one, one.breaker.reset())
+
+    def state(self, component: str, category: ErrorCategory) -> BreakerState:
+        return self._of(component, category).breaker.state
+
+    def look(self) -> None:
+        """Half-open those whose wait is over."""
+        for one in self.views():
+            self._look(one)
+
+    def views(self) -> list[ComponentBreaker]:
+        """Every breaker made so far. Any thread."""
+        with self._counting:
+            return list(self._breakers.values())
+
+    def begin(
+        self,
+        component: Component,
+        category: ErrorCategory,
+        action: str,
+        target: str,
+        *,
+        error: BaseException | None = None,
+        attempt: int = 1,
+        first_failed_at: float | None = None,
+    ) -> Recovery | None:
+        """Begin a recovery and state it; None when the breaker refuses, which is stated too.
+
+        `first_failed_at` is monotonic seconds; without it the recovery counts from now.
+        """
+        now = self._monotonic()
+        recovery = Recovery(
+            self, component, category, action, target, attempt, now if first_failed_at is None else first_failed_at
+        )
+        permit = self.admit(component, category)
+        if permit is None:
+            recovery.conclude("refused", _text(error))
+            return None
+        recovery.permit = permit
+        self._hub.state(
+            RecoveryStarted(
+                at=self._wall(),
+                component=component,
+                category=category,
+                action=action,
+                target=target,
+                attempt=attempt,
+                error=_text(error),
+            )
+        )
+        return recovery
+
+    def _of(self, component: str, category: ErrorCategory) -> ComponentBreaker:
+        with self._counting:
+            found = self._breakers.get((component, category))
+            if found is None:
+                found = ComponentBreaker(component, category, self._threshold, self._open_for_s)
+                self._breakers[component, category] = found
+            return found
+
+    def _look(self, one: ComponentBreaker) -> None:
+        self._moved(one, one.breaker.tick(self._monotonic() + 1e-6))
+
+    def _moved(self, one: ComponentBreaker, transition: Transition[Delivery | None] | None) -> None:
+        if transition is None:
+            return
+        self._hub.state(
+            BreakerStateChanged(
+                at=self._wall(),
+                breaker=one.name,
+                kind="component",
+                subscription="",
+                from_state=transition.from_state.value,
+                to_state=transition.to_state.value,
+                reason=transition.reason,
+                causes=tuple(cause for cause in transition.causes if cause is not None),
+            )
+        )
+
+
+class Recovery:
+    """One recovery under way. End it once, with `succeeded`, `failed` or `cancelled`: further calls do nothing."""
+
+    def __init__(
+        self,
+        breakers: ComponentBreakers,
+        component: Component,
+        category: ErrorCategory,
+        action: str,
+        target: str,
+        attempt: int,
+        first_failed_at: float,
+    ) -> None:
+        self.permit: Permit | None = None
+        self.action = action
+        self._breakers = breakers
+        self._component = component
+        self._category = category
+        self._target = target
+        self._attempt = attempt
+        self._first_failed_at = first_failed_at
+
+    def succeeded(self, action: str = "") -> None:
+        """It worked; `action` where something else was done than was begun."""
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            self.action = action or self.action
+            self.conclude("succeeded")
+            self._breakers.succeeded(permit)
+
+    def failed(self, error: BaseException | str = "", cause: Delivery | None = None) -> None:
+        """It did not work, because of `error`."""
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            self.conclude("failed", error if isinstance(error, str) else _text(error))
+            self._breakers.failed(permit, cause)
+
+    def cancelled(self) -> None:
+        """It was called off, which says nothing about whether it would have worked; stated as failed, not counted."""
+        permit, self.permit = self.permit, None
+        if permit is not None:
+            self.conclude("failed", "called off")
+            self._breakers.release(permit)
+
+    def conclude(self, outcome: Literal["succeeded", "failed", "refused"], error: str = "") -> None:
+        breakers = self._breakers
+        breakers._hub.state(
+            RecoveryConcluded(
+                at=breakers._wall(),
+                component=self._component,
+                category=self._category,
+                action=self.action,
+                target=self._target,
+                attempt=self._attempt,
+                outcome=outcome,
+                duration_s=max(0.0, breakers._monotonic() - self._first_failed_at),
+                error=error,
+            )
+        )
+
+
+def _text(error: BaseException | None) -> str:
+    return "" if error is None else f"{type_name(type(error))}: {safe_text(error, _ERROR_CAP)}"
