@@ -8,7 +8,7 @@ SETUP := PYTHON="$(PYTHON)" sh scripts/setup.sh "$(VENV)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types layers lockcheck check bench format lock clean _run _dev _typing _bench
+.PHONY: help setup demo test lint types layers lockcheck check bench format reference lock clean _run _dev _typing _bench
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ format: _dev ## let ruff put things right
 
 bench: _bench ## measure against peers: ARGS="--help"
 	@$(BIN)/python -m bench $(ARGS)
+
+reference: _dev ## write docs/reference from the catalogue
+	@$(BIN)/python scripts/telemetry_reference.py
 
 lock: _dev ## lock dependencies again (needs Python 3.11): ARGS="--upgrade" for newer ones
 	@$(BIN)/python scripts/lock.py $(ARGS)
