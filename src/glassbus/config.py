@@ -11,7 +11,23 @@ import msgspec
 
 from glassbus.errors import ConfigurationError
 
-SCHEMES = ("memory", "sqlite")
+SCHEMES = ("memory", "sqlite", "nats")
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What a broker is shown to be let in. Neither `str` nor `repr` shows any of it.
+
+    User name and password, or a token.
+    """
+
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+    __str__ = __repr__
 
 
 class Address:

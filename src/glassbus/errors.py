@@ -20,7 +20,9 @@ GlassbusError
 │   ├── StoreCorrupt
 │   ├── StoreLocked
 │   ├── StoreReadOnly
-│   └── StoreTooNew               written by a later version of Glassbus
+│   ├── StoreTooNew               written by a later version of Glassbus
+│   ├── EndpointUnreachable       no connection to a broker; also a ConnectionError
+│   └── EndpointRefused           the broker refused our credentials or rights; also a PermissionError
 ├── HandlingError                 why a delivery failed without the handler raising
 │   ├── HandlerTimedOut           also a TimeoutError
 │   ├── HandlerCancelled          a CancelledError that nobody here caused
@@ -175,6 +177,14 @@ class StoreTooNew(TransportError):
     """The database was written by a later version of Glassbus."""
 
 
+class EndpointUnreachable(TransportError, ConnectionError):
+    """A broker cannot be reached, does not answer, or the connection to it broke."""
+
+
+class EndpointRefused(TransportError, PermissionError):
+    """A broker refused our credentials, or what they may do is too little."""
+
+
 class HandlingError(GlassbusError):
     """Why a delivery failed although its handler raised nothing."""
 
@@ -273,6 +283,7 @@ _BY_TYPE: dict[type[BaseException], Classification] = {
     ssl.SSLError: (_C.CONNECTION_ERROR, _S.HIGH),
     ssl.SSLCertVerificationError: (_C.AUTHENTICATION_ERROR, _S.HIGH),
     TransportError: (_C.CONNECTION_ERROR, _S.HIGH),
+    EndpointRefused: (_C.AUTHENTICATION_ERROR, _S.HIGH),
     TimeoutError: (_C.TIMEOUT_ERROR, _S.HIGH),
     HandlerAbandoned: (_C.TIMEOUT_ERROR, _S.CRITICAL),
     PermissionError: (_C.AUTHENTICATION_ERROR, _S.HIGH),

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from glassbus.config import Address, Credentials
 from glassbus.errors import ErrorReport
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Envelope, Level
@@ -224,3 +225,45 @@ class Transport(Protocol):
 
     def disk_free_bytes(self) -> int | None:
         """Free space where messages are stored; None when there is no disk. May be called on any thread."""
+
+
+class Dialer(Protocol):
+    """What the connection of a broker's transport offers to its supervisor. For the bus's loop.
+
+    It never reconnects by itself: it tells `Supervisor.lost`, and waits to be dialled again.
+    """
+
+    async def dial(self, address: Address, credentials: Credentials | None, /) -> None:
+        """Connect to `address` and make the transport ready on it; None: with the credentials of its URL.
+
+        Bounded in time by itself. Raises EndpointUnreachable or EndpointRefused, which another try or
+        another endpoint may mend, or another TransportError or ConfigurationError, which none will.
+        """
+
+    async def hang_up(self) -> None:
+        """Let go of the connection, if there is one. Idempotent; nobody is told of a loss."""
+
+    async def probe(self) -> float:
+        """A round trip to the store; seconds. Raises TransportError."""
+
+
+class Supervisor(Protocol):
+    """What keeps a broker's transport connected: which endpoint, when, and what is stated of it."""
+
+    async def start(self, dialer: Dialer, /) -> None:
+        """Return once connected. Raises TransportError when that cannot be done in time."""
+
+    def lost(self, error: BaseException, /) -> None:
+        """The connection is gone. On the loop; may be called any number of times for one loss."""
+
+    async def connected(self) -> None:
+        """Wait until there is a connection."""
+
+    def up(self) -> bool: ...
+
+    async def stop(self) -> None:
+        """Dial no more, and hang up. Idempotent."""
+
+
+#: Makes the supervisor of a failover set; it states facts to the listener.
+Supervise = Callable[[Sequence[Address], Listener], Supervisor]
