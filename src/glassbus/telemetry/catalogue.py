@@ -71,14 +71,16 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "Publishes, by what became of them. Only accepted ones are stored.",
         {"destination": ANY, "outcome": PUBLISH_OUTCOMES},
-        "PublishTally.accepted, MessageSpooled, MessageUnrouted, DuplicateRecognised, PublishRefused, PublishLeftUncertain",
+        "PublishTally.accepted, MessageSpooled, MessageUnrouted, DuplicateRecognised, PublishRefused, "
+        "PublishLeftUncertain",
     ),
     Metric(
         "publish_duration_seconds",
         "histogram",
         "Time that a publish took, until the store had it or refused it.",
         {"destination": ANY, "outcome": PUBLISH_OUTCOMES},
-        "PublishTally.duration, MessageSpooled, MessageUnrouted, DuplicateRecognised, PublishRefused, PublishLeftUncertain",
+        "PublishTally.duration, MessageSpooled, MessageUnrouted, DuplicateRecognised, PublishRefused, "
+        "PublishLeftUncertain",
         "seconds",
         DURATION_BOUNDS,
     ),
