@@ -152,9 +152,15 @@ LINES: dict[FactType, Line] = {
 
 
 class LoggingObserver(Observer):
-    """Writes facts to the logger `glassbus`, with their fields under `extra["glassbus"]`."""
+    """Writes facts to the logger `glassbus`, with their fields under `extra["glassbus"]`.
+
+    `trace_ids` yields what is said of a delivery's trace, where there is one.
+    """
 
     interests = ALL_FACTS - _QUIET
+
+    def __init__(self) -> None:
+        self.trace_ids: Callable[[f.Delivery], dict[str, str]] = lambda _delivery: {}
 
     def on_fact(self, fact: Fact, /) -> None:
         # Most retries are at a level that nobody reads: do not describe them first.
@@ -164,6 +170,9 @@ class LoggingObserver(Observer):
         level = line.level if isinstance(line.level, int) else line.level(fact)
         if logger.isEnabledFor(level):
             fields = _fields(fact, line)
+            delivery = getattr(fact, "delivery", None)
+            if delivery is not None:
+                fields.update(self.trace_ids(delivery))
             shown = " ".join(f"{name}={_escaped(value)}" for name, value in fields.items())
             logger.log(level, "%s %s", line.text, shown, extra={"glassbus": {"fact": type(fact).__name__, **fields}})
 

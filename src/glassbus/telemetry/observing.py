@@ -23,6 +23,7 @@ from glassbus.policy.retry import Retry
 from glassbus.telemetry.counts import Counts
 from glassbus.telemetry.failures import failure_of
 from glassbus.telemetry.propagation import Lineage, Place
+from glassbus.telemetry.records import FailureRecords
 from glassbus.telemetry.source import Source
 from glassbus.telemetry.spans import SpanWriter, without_credentials
 from glassbus.telemetry.tracing import Tracing
@@ -34,6 +35,7 @@ def _after_fork() -> None:
     for observer in list(_observers):
         observer.counts.after_fork()
         observer.tracing.budget.after_fork()
+        observer.records.budget.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -77,6 +79,7 @@ class TelemetryObserver:
             provider=tracer_provider,
             failures=failures,
         )
+        self.records = FailureRecords(writer.text, self.place)
         _observers.add(self)
         # Bound once: these are called for each message.
         self.inject = self.tracing.inject
@@ -95,6 +98,7 @@ class TelemetryObserver:
         self.tracing.show(fact, failure)
         # The trace of a failed attempt serves as an example of what is counted.
         self.counts.count(fact, failure, self.tracing.shown(fact.delivery) if isinstance(fact, AttemptFailed) else None)
+        self.records.show(fact, failure)
         if isinstance(fact, BusStopped):
             self.stopped = True
         self.fact_seconds += time.perf_counter() - began
@@ -105,6 +109,13 @@ class TelemetryObserver:
     def place(self, delivery: Delivery, /) -> Place:
         """The span of an attempt."""
         return self.tracing.lineage.trail(delivery).own
+
+    def trace_ids(self, delivery: Delivery, /) -> dict[str, str]:
+        """What a log line about `delivery` says of its trace; nothing while nobody records traces."""
+        if not self.tracing.outlet.recording:
+            return {}
+        place = self.place(delivery)
+        return {"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}
 
     def _retry(self, subscription: str) -> Retry | None:
         found = self._policies.get(subscription)

@@ -6,13 +6,14 @@ Payloads, headers and keys are never attributes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
 from opentelemetry.trace import SpanKind
 
-from glassbus.config import redact
+from glassbus.errors import redact
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
 from glassbus.policy.retry import Retry
@@ -34,6 +35,15 @@ _TO_CAUSE: Attributes = {"glassbus.link": "cause"}
 _TO_OPENING: Attributes = {"glassbus.link": "opening"}
 
 
+_OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
+
+
+def span_events_wanted() -> bool:
+    """Whether exceptions are recorded as span events: always, unless the standard variable says `logs`."""
+    chosen = {part.strip() for part in os.environ.get(_OPT_IN, "").split(",")}
+    return "logs" not in chosen or "logs/dup" in chosen
+
+
 def ns(seconds: float) -> int:
     return int(seconds * 1e9)
 
@@ -51,9 +61,8 @@ def _stack(text: str) -> str:
     return capped(text, STACK_BYTES_MAX)
 
 
-def without_credentials(text: str) -> str:
-    """The default redaction: no credentials of any URL."""
-    return redact(text) if "://" in text else text
+#: The default redaction: no credentials of any URL.
+without_credentials = redact
 
 
 class SpanWriter:
@@ -64,6 +73,7 @@ class SpanWriter:
     ) -> None:
         self.bus = bus
         self.value_bytes_max = 256
+        self._events = span_events_wanted()
         self._system = _SYSTEMS.get(transport, "glassbus")
         self._retry_of = retry_of
         self._clean = clean
@@ -175,7 +185,7 @@ class SpanWriter:
             attributes["glassbus.summarised"] = summarised
         name = f"error {failure.destination or failure.component}"
         place = Place(at.trace_id, new_span_id(), True, at.state)
-        events = (("exception", event, at_ns),)
+        events = (("exception", event, at_ns),) if self._events else ()
         return SpanData(name, _INTERNAL, place, parent, attributes, at_ns, at_ns, True, False, message, (), events)
 
     def recover(self, delivery: Delivery, at: Place, start_ns: int, end_ns: int, action: str, outcome: str) -> SpanData:
