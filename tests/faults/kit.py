@@ -1,0 +1,67 @@
+"""Short words for scenarios: a bus in virtual time, one subscription, and the facts that count."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from glassbus import KillSwitch, Message, MessageBus, Retry
+from glassbus.facts import Fact
+from glassbus.policy.ledger import Account
+from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
+
+Result = TypeVar("Result")
+
+#: Facts that tell of the surroundings of a scenario, and not of what happens in it.
+_SURROUNDINGS = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished"}
+#: Retries without chance, so that what is stated, and when, is exact.
+STEADY = Retry(max_attempts=3, immediate=1, base_delay=0.0)
+NEVER = KillSwitch(enabled=False)
+
+
+class House:
+    """One bus and what it stated."""
+
+    def __init__(self, clock: VirtualClock, url: str = "memory://", **options: Any) -> None:
+        self.clock = clock
+        self.seen = RecordingObserver()
+        self.runs: list[Any] = []
+        options.setdefault("telemetry", False)
+        options.setdefault("seed", 1)
+        observers = [self.seen, *options.pop("observers", ())]
+        self.bus = MessageBus(url, observers=observers, **options)
+
+    def subscribe(self, name: str = "work", pattern: str = "work.*", **options: Any) -> None:
+        """A handler that takes every message, and remembers the payload."""
+        options.setdefault("retry", STEADY)
+        options.setdefault("kill_switch", NEVER)
+
+        async def take(message: Message[Any]) -> None:
+            self.runs.append(message.payload)
+
+        self.bus.subscribe(pattern, name=name, **options)(take)
+
+    def names(self) -> list[str]:
+        """What was stated, in order, without the surroundings."""
+        return [name for name in self.seen.names() if name not in _SURROUNDINGS]
+
+    def total(self) -> Account:
+        return self.bus.ledger().total
+
+    def of(self, kind: type[Fact]) -> list[Any]:
+        return self.seen.of(kind)
+
+
+def play(scenario: Callable[[House], Awaitable[Result]], url: str = "memory://", **options: Any) -> Result:
+    """Run `scenario` on a house of its own, in virtual time. The ledger must balance at its end."""
+
+    async def whole(clock: VirtualClock) -> Result:
+        house = House(clock, url, **options)
+        try:
+            result = await scenario(house)
+            assert house.bus.ledger().balanced
+            return result
+        finally:
+            await house.bus.stop(1.0)
+
+    return run_virtual(whole)
