@@ -10,21 +10,23 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from glassbus.classification import Rule
 from glassbus.clock import Clock, default_clock
-from glassbus.codec import JSON
-from glassbus.config import KillSwitch, Settings, addresses, default_state_dir
+from glassbus.codec import JSON, Codec, check_codecs
+from glassbus.config import KillSwitch, Overflow, Settings, addresses, default_state_dir
 from glassbus.deadletters import DeadLetters
 from glassbus.errors import (
     BusNotRunning,
+    BusOverloaded,
     ConfigurationError,
     GlassbusError,
     InvalidMessage,
     PublishRejected,
     PublishUncertain,
-    Rule,
     SubscriptionExists,
     TransportError,
     UnknownSubscription,
+    shown,
 )
 from glassbus.facts import (
     BusStarted,
@@ -47,18 +49,23 @@ from glassbus.message import (
 from glassbus.observer import Hub, Observer, safe_text
 from glassbus.policy.ledger import Audit, Ledger
 from glassbus.policy.retry import Retry
+from glassbus.policy.timeouts import AdaptiveTimeout
 from glassbus.publisher import Publisher
 from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.journal import Journal
 from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.guard import ComponentBreaker, ComponentBreakers
+from glassbus.recovery.handler import Shared
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
+from glassbus.recovery.resources import Intake
+from glassbus.recovery.sources import Source
 from glassbus.subscription import Subscription, make_subscription
 from glassbus.switches import Breakers
 from glassbus.transport import Forced, Hold, QueueState, Stored, Transport
 from glassbus.transport.factory import make_transport
+from glassbus.tuning import Reconfiguration
 from glassbus.worker import Worker
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -113,8 +120,10 @@ class MessageBus:
     bus in memory saves what is left when it stops. `state_dir` is where everything else that must outlive
     the process is kept (journal, open escalations, spool, manifests); it is made at the first need, and by default stands beside
     an SQLite store as `FILE.state`; without it those are kept in memory alone. `observers` see every fact; `rules`
-    classify exceptions before the built-in ones. `registry` and `tracer_provider` replace the global ones.
-    `clock` and `seed` are for tests.
+    classify exceptions before the built-in ones. `codecs` is an explicit list: the first that can encodes a payload
+    (JSON where none is given; bytes go as they are), and handlers are given what another of the list can read.
+    `configuration` is a callable, or a TOML or JSON file, with settings that `reload` changes while the bus runs (see
+    `glassbus.tuning`). `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for tests.
 
     Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
     (recent failures and single messages' stories), `hub` (the observers).
@@ -136,6 +145,8 @@ class MessageBus:
         state_dir: str | os.PathLike[str] | None = None,
         observers: Iterable[Observer] = (),
         rules: Iterable[Rule] = (),
+        codecs: Iterable[Codec] | None = None,
+        configuration: Source | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
         registry: Any = None,
@@ -150,6 +161,7 @@ class MessageBus:
             spill_dir=os.fspath(spill_dir) if spill_dir is not None else None,
             state_dir=os.fspath(state_dir) if state_dir is not None else default_state_dir(self._addresses),
         )
+        self._codecs = () if codecs is None else check_codecs(codecs)
         self.clock: Clock = clock if clock is not None else default_clock()
         self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
         self._durability = durability
@@ -160,16 +172,31 @@ class MessageBus:
         self.registry = registry
         self.tracer_provider = tracer_provider
         self.hub = Hub(self._wall)
-        self._publisher = Publisher(self.settings, self._level, self.hub, self.clock)
+        self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
         self._random = random.Random(seed)  # noqa: S311 - chance for jitter, not for secrets
-        self._sites = FailureSites(tuple(rules), _OUR_FILES)
+        self._sites = FailureSites(tuple(rules), _OUR_FILES, self._rule_failed)
         self._subscriptions: dict[str, Subscription] = {}
         self._workers: dict[str, Worker] = {}
+        self.intake = Intake(self.hub, self.clock, self._look_at_intake)
+        self._reconfiguration = Reconfiguration(
+            configuration,
+            self.settings,
+            self._subscriptions,
+            self._workers,
+            hub=self.hub,
+            clock=self.clock,
+            breakers=self.component_breakers,
+            declare=lambda spec: self._transport.declare(spec, consume=True),
+            bus_wide=self._set_bus_wide,
+            in_background=self._in_background,
+        )
         self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._declaring: set[asyncio.Task[None]] = set()
+        # What keeps publishes from going straight to the store: those, and a paused intake.
+        self._bars: set[object] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
         self.breakers = Breakers(self._workers, self._hold)
@@ -182,6 +209,9 @@ class MessageBus:
 
     def _make_transport(self) -> Transport:
         return make_transport(self._addresses, settings=self.settings, clock=self.clock, durability=self._durability)
+
+    def _rule_failed(self, rule: Rule, error: BaseException) -> None:
+        self.hub.failed(rule, f"rule {shown(rule)}", error)
 
     def __repr__(self) -> str:
         return f"MessageBus({self._transport.address!r}, name={self.name!r}, {self._state})"
@@ -222,7 +252,10 @@ class MessageBus:
         concurrency: int = 1,
         capacity: int | None = None,
         strict_key: bool = False,
+        overflow: Overflow | None = None,
         kill_switch: KillSwitch | None = None,
+        adaptive_timeout: AdaptiveTimeout | None = None,
+        codecs: Iterable[Codec] | None = None,
     ) -> Callable[[Function], Function]:
         """Bind a handler to the topics that `pattern` matches (`*` one part, a last `>` one or more).
 
@@ -232,19 +265,23 @@ class MessageBus:
         may be async or plain; what it takes is told by its annotation (see `Handler`). It
         is cancelled after `timeout`; if it goes on all the same it keeps its slot until
         `abandon_after` (default 10 x timeout), when its message is dead-lettered. At most `concurrency`
-        attempts run at once, and at most `capacity` messages wait. A `kill_switch` is on by default
+        attempts run at once, and at most `capacity` messages wait; `overflow` says what a full queue does after its
+        publishers have waited (see `Overflow`). A `kill_switch` is on by default
         (`KillSwitch(enabled=False)` turns it off): it pauses a subscription whose deliveries mostly fail.
-        `strict_key` holds back the messages of a key while one of them waits for a retry.
+        `strict_key` holds back the messages of a key while one of them waits for a retry. After an attempt
+        timed out later ones get more, for a while (`AdaptiveTimeout(cap=1)` turns that off). `codecs` are tried in
+        their order on a payload that is not what its message declares; by default those given to the bus.
 
         Raises InvalidPattern, SubscriptionExists, ConfigurationError.
         """
 
+        known = self._codecs if codecs is None else check_codecs(codecs)
         check_pattern(pattern)  # here and not at the handler: `@bus.subscribe` without a pattern is found at once
 
         def bind(function: Function) -> Function:
             self._bind(
                 make_subscription(
-                    Handler(function),
+                    Handler(function, known),
                     pattern,
                     name=name,
                     retry=retry,
@@ -253,7 +290,9 @@ class MessageBus:
                     concurrency=concurrency,
                     capacity=self.settings.capacity if capacity is None else capacity,
                     strict_key=strict_key,
+                    overflow=overflow,
                     kill_switch=kill_switch,
+                    adaptive_timeout=adaptive_timeout,
                 )
             )
             return function
@@ -269,8 +308,9 @@ class MessageBus:
         self._subscriptions[known_as] = subscription
         if self._state == "running":
             task = self._in_background("declare", self._run_late(subscription))
-            self._declaring.add(task)
-            task.add_done_callback(self._declaring.discard)
+            for waits in (self._declaring, self._bars):
+                waits.add(task)
+                task.add_done_callback(waits.discard)
 
     def _in_background(self, what: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` as a task that is kept, and whose failure is stated."""
@@ -288,6 +328,7 @@ class MessageBus:
 
     async def _run(self, subscription: Subscription) -> None:
         """Declare a subscription in the store and start its worker."""
+        subscription = self._reconfiguration.effective(subscription)
         spec = subscription.spec
         hold = await self._transport.declare(spec, consume=True)
         worker = Worker(
@@ -297,11 +338,15 @@ class MessageBus:
             clock=self.clock,
             sites=self._sites,
             uniform=self._random.random,
+            shared=Shared(
+                self.hub, self.clock, self.component_breakers, self.intake, self._reconfiguration.recovery
+            ),
         )
         worker.tally(spec.pattern)
         self._workers[spec.name] = worker
         worker.gate.hold(hold)
         self.hub.state(SubscriptionDeclared(at=self._wall(), subscription=spec.name, pattern=spec.pattern))
+        self._reconfiguration.prepare(worker)
         worker.start()
 
     async def _run_late(self, subscription: Subscription) -> None:
@@ -316,6 +361,15 @@ class MessageBus:
         """At each beat of the pulse."""
         self._learn()
         self.component_breakers.look()
+        self.intake.look()
+        self._reconfiguration.recovery.look()
+
+    def _look_at_intake(self) -> None:
+        (self._bars.add if self.intake.paused else self._bars.discard)(self.intake)
+
+    def _set_bus_wide(self, settings: Settings) -> None:
+        self._patience_s = settings.publish_timeout
+        self._publisher.bytes_max = settings.payload_bytes_max
 
     # Starting and stopping
 
@@ -330,6 +384,7 @@ class MessageBus:
         self._state = "starting"
         try:
             await self._transport.open(_Listener(self))
+            await self._reconfiguration.recovery.start()
             for subscription in list(self._subscriptions.values()):
                 await self._run(subscription)
             self._learn()
@@ -371,6 +426,7 @@ class MessageBus:
         self._state = "stopping"
         started = self._monotonic()
         self._pulse.stop()
+        self._reconfiguration.recovery.stop()
         for task in self._tasks - {asyncio.current_task()}:
             task.cancel()
         try:
@@ -418,13 +474,14 @@ class MessageBus:
         """Store one message for every subscription that wants it, and say how safe it is.
 
         On return it is stored at the receipt's `level`. A full queue makes it wait, up to the bus's
-        `publish_timeout`; inside a handler it does not wait. A second publish of the same `message_id` within
-        10 minutes yields a `duplicate` receipt. `delay` and `expires_in` are seconds of wall time.
+        `publish_timeout`, the highest priority first; inside a handler it does not wait. Then lower priorities
+        may give way to it, or the queue may grow for a while (`subscribe(overflow=…)`), or it is refused. A second
+        publish of the same `message_id` within 10 minutes yields a `duplicate` receipt. `delay` and `expires_in` are seconds of wall time.
 
         Raises PublishRejected (certainly not stored; its subclasses say why) or PublishUncertain
         (may be stored: publish again with the same id).
         """
-        if self._state != "running" or self._declaring or get_running_loop() is not self._loop:
+        if self._state != "running" or self._bars or get_running_loop() is not self._loop:
             await self._make_ready(topic, message_id)
         started = self._monotonic()
         try:
@@ -447,7 +504,7 @@ class MessageBus:
         sealed: list[Envelope] = []
         for message in _each(messages):
             one = message if isinstance(message, Outgoing) else Outgoing(*message)
-            if self._state != "running" or self._declaring or get_running_loop() is not self._loop:
+            if self._state != "running" or self._bars or get_running_loop() is not self._loop:
                 await self._make_ready(one.topic, one.message_id)
             started = self._monotonic()
             try:
@@ -498,9 +555,13 @@ class MessageBus:
         return worker is not None and worker.holds(delivery)
 
     async def _make_ready(self, topic: object, message_id: str | None) -> None:
-        """Wait for subscriptions that are being declared. Raises BusNotRunning."""
+        """Wait for subscriptions that are being declared. Raises BusNotRunning or BusOverloaded."""
         elsewhere = self._loop is not None and get_running_loop() is not self._loop
         if self._state == "running" and not elsewhere:
+            if self.intake.paused:
+                overloaded = BusOverloaded(f"bus {self.name!r} takes nothing now, try again later: {self.intake.paused}")
+                self._publisher.refused(topic, message_id, overloaded, self._monotonic())
+                raise overloaded
             await asyncio.wait(self._declaring)
             return
         if elsewhere:
@@ -583,8 +644,18 @@ class MessageBus:
         return self._hold(subscription, paused=True)
 
     def resume(self, subscription: str) -> asyncio.Future[None]:
-        """End a `pause`. Awaiting the result waits until that is stored."""
+        """End a `pause`, also one that the bus made here. Awaiting the result waits until that is stored."""
+        self._reconfiguration.resume(subscription)
         return self._hold(subscription, paused=False)
+
+    async def reload(self) -> None:
+        """Read the configuration again and put it in force: all of it at once, without a restart.
+
+        Raises ConfigurationError, naming each key that cannot work, and TransportError; then nothing is changed.
+        """
+        if self._state != "running":
+            raise ConfigurationError(f"bus {self.name!r} is {self._state}: it reloads while it runs")
+        await self._reconfiguration.recovery.reload()
 
     def _hold(
         self, subscription: str, *, paused: bool | None = None, forced: Forced | None = None

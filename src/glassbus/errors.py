@@ -13,7 +13,9 @@ GlassbusError
 │   │   │   └── InvalidPayload
 │   │   ├── MessageConflict       this id was used for another body
 │   │   ├── QueueFull             no room, and waiting for it did not help
+│   │   ├── SpoolFull             the broker is away, and the local spool holds all it may
 │   │   ├── StorageFull           free disk space is below the reserve
+│   │   ├── BusOverloaded         resources run out; intake is paused for a while
 │   │   └── BusNotRunning         the bus is not started, or is stopping
 │   └── PublishUncertain          may be stored: publish again with the same id
 ├── TransportError                the store or broker failed
@@ -36,10 +38,7 @@ GlassbusError
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import ssl
-from collections.abc import Callable
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -128,10 +127,22 @@ class QueueFull(PublishRejected):
         self.waited_s = waited_s
 
 
+class SpoolFull(PublishRejected):
+    """The broker cannot be reached, and what waits in the local spool leaves no room. Nothing was stored."""
+
+    reason = "spool_full"
+
+
 class StorageFull(PublishRejected):
     """Free space is below the reserve that keeps acknowledgements possible."""
 
     reason = "storage_full"
+
+
+class BusOverloaded(PublishRejected):
+    """Resources run out and shedding load did not help, so the bus takes nothing for a few seconds: publish later."""
+
+    reason = "overloaded"
 
 
 class BusNotRunning(PublishRejected):
@@ -271,93 +282,24 @@ class ErrorReport(msgspec.Struct, kw_only=True):
         return built
 
 
-Classification = tuple[ErrorCategory, ErrorSeverity]
-Rule = Callable[[BaseException], Classification | None]
-
-_C, _S = ErrorCategory, ErrorSeverity
-
-# Looked up along the exception type's MRO, so the nearest ancestor wins.
-_BY_TYPE: dict[type[BaseException], Classification] = {
-    ConnectionError: (_C.CONNECTION_ERROR, _S.HIGH),
-    socket.gaierror: (_C.CONNECTION_ERROR, _S.HIGH),
-    ssl.SSLError: (_C.CONNECTION_ERROR, _S.HIGH),
-    ssl.SSLCertVerificationError: (_C.AUTHENTICATION_ERROR, _S.HIGH),
-    TransportError: (_C.CONNECTION_ERROR, _S.HIGH),
-    EndpointRefused: (_C.AUTHENTICATION_ERROR, _S.HIGH),
-    TimeoutError: (_C.TIMEOUT_ERROR, _S.HIGH),
-    HandlerAbandoned: (_C.TIMEOUT_ERROR, _S.CRITICAL),
-    PermissionError: (_C.AUTHENTICATION_ERROR, _S.HIGH),
-    MemoryError: (_C.RESOURCE_EXHAUSTION, _S.CRITICAL),
-    RecursionError: (_C.RESOURCE_EXHAUSTION, _S.HIGH),
-    StorageFull: (_C.RESOURCE_EXHAUSTION, _S.CRITICAL),
-    QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
-    asyncio.QueueFull: (_C.QUEUE_OVERFLOW, _S.HIGH),
-    UnicodeError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-    msgspec.MsgspecError: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-    PayloadUndecodable: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-    InvalidPayload: (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-    ConfigurationError: (_C.CONFIGURATION_ERROR, _S.HIGH),
-    ImportError: (_C.CONFIGURATION_ERROR, _S.HIGH),
-    OwnerDied: (_C.MESSAGE_PROCESSING_ERROR, _S.CRITICAL),
-    ValueError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
-    TypeError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
-    LookupError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
-    ArithmeticError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
-    AssertionError: (_C.MESSAGE_PROCESSING_ERROR, _S.MEDIUM),
-    SystemExit: (_C.MESSAGE_PROCESSING_ERROR, _S.HIGH),
-}
-#: What an exception is that no rule names.
-UNKNOWN: Classification = (_C.MESSAGE_PROCESSING_ERROR, _S.LOW)
-
-#: Every (category, severity) pair that the built-in rules can yield.
-CLASSIFICATIONS: frozenset[Classification] = frozenset(_BY_TYPE.values()) | {UNKNOWN}
+# Greedy, because a password may hold '@' or '/' that somebody forgot to encode.
+_USERINFO = re.compile(r"(?<=://)\S*@")
 
 
-# By the module that defines the type, where importing it for its type alone would be a pity.
-_BY_MODULE: dict[str, Classification] = {
-    "json.decoder": (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-    "_pickle": (_C.SERIALIZATION_ERROR, _S.MEDIUM),
-}
-
-
-def _by_type(kind: type[BaseException]) -> Classification | None:
-    for ancestor in kind.__mro__:
-        found = _BY_TYPE.get(ancestor) or _BY_MODULE.get(ancestor.__module__)
-        if found is not None:
-            return found
-    return None
-
-
-def classify(error: BaseException) -> Classification:
-    """Category and severity of `error`, by its type, else by the types of what caused it.
-
-    A group that nothing else is known about is as its most severe member.
-    """
-    return _classify(error, 8) or UNKNOWN
-
-
-def _classify(error: BaseException, depth: int) -> Classification | None:
-    found = _by_type(type(error))
-    if found is not None or depth == 0:
-        return found
-    if isinstance(error, BaseExceptionGroup):
-        members = [_classify(member, depth - 1) for member in error.exceptions]
-        return max((m for m in members if m), key=lambda m: _SEVERITY_ORDER[m[1]], default=None)
-    cause = error.__cause__
-    return None if cause is None else _classify(cause, depth - 1)
-
-
-_SEVERITY_ORDER: dict[ErrorSeverity, int] = {severity: order for order, severity in enumerate(ErrorSeverity)}
+def redact(text: str) -> str:
+    """`text` without the credentials of any URL in it."""
+    return _USERINFO.sub("***@", text) if "://" in text else text
 
 
 def safe_text(error: BaseException, cap: int = 1024) -> str:
-    """`str(error)`, capped, for any exception however hostile. Never raises."""
+    """`str(error)`, capped and without credentials of URLs, for any exception however hostile. Never raises."""
     try:
         # str.__str__: the answer may be of a subclass with methods of its own.
         text = str.__str__(str(error))[: cap + 1]
         text = text.encode("utf-8", "replace").decode()
     except BaseException as raised:  # noqa: BLE001 - a user's __str__ may raise anything
         return f"<{type_name(type(error))} whose __str__ raised {type_name(type(raised))}>"
+    text = redact(text)
     if not text.isprintable():  # an escape sequence must not reach a terminal by way of a log
         text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     return text if len(text) <= cap else text[: cap - 1] + "…"

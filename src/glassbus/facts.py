@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity, classify, safe_text
+from glassbus.classification import classify
+from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity, safe_text
 from glassbus.message import Envelope, Level
 
 
@@ -280,7 +281,7 @@ class LoadRegained(_Fact, frozen=True, kw_only=True):
 
 
 class IntakePaused(_Fact, frozen=True, kw_only=True):
-    """The bus refuses publishes for now (`BusNotRunning`), because shedding load did not help."""
+    """The bus refuses publishes for now (`BusOverloaded`), because shedding load did not help."""
 
     reason: str
 

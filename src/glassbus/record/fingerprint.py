@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from glassbus.errors import UNKNOWN, Classification, ErrorReport, Rule, classify, type_name
+from glassbus.classification import UNKNOWN, Classifier, Rule, RuleFailed
+from glassbus.errors import ErrorReport, type_name
 from glassbus.observer import safe_text
 
 STACK_CAP = 16 * 1024
@@ -36,7 +37,6 @@ class _Site(msgspec.Struct, frozen=True):
     fingerprint: str
     stack: str
     type_name: str
-    classification: Classification | None
     code: tuple[CodeType, ...]  # kept alive, because the key names it by identity
 
 
@@ -46,9 +46,15 @@ class FailureSites:
     Not thread-safe: it belongs to one loop. Never raises, however hostile the exception.
     """
 
-    def __init__(self, rules: tuple[Rule, ...] = (), ours: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        rules: tuple[Rule, ...] = (),
+        ours: frozenset[str] = frozenset(),
+        rule_failed: RuleFailed | None = None,
+    ) -> None:
         self._sites: dict[_Key, _Site] = {}
-        self.rules = rules
+        # Asked for each failure: the same line may raise errno 28 now and errno 13 later.
+        self.classify = Classifier(rules, rule_failed)
         self._ours = ours
 
     def describe(
@@ -67,8 +73,8 @@ class FailureSites:
             site = self._sites.get(key)
             if site is None:
                 site = self._remember(key, error)
-            category, severity = site.classification or self._classify(error)
-        except BaseException as hostile:  # noqa: BLE001 - an exception, or a user's rule, may raise at any touch
+            category, severity = self.classify(error)
+        except BaseException as hostile:  # noqa: BLE001 - an exception may raise at any touch
             site = _unreadable(error, hostile)
             category, severity = UNKNOWN
         return ErrorReport(
@@ -85,23 +91,14 @@ class FailureSites:
             component=component,
         )
 
-    def _classify(self, error: BaseException) -> Classification:
-        for rule in self.rules:
-            found = rule(error)
-            if found is not None:
-                return found
-        return classify(error)
-
     def _remember(self, key: _Key, error: BaseException) -> _Site:
         if len(self._sites) >= _SITES_MAX:
             del self._sites[next(iter(self._sites))]
-        # A user's rule may look at the message, so its answer is not kept with the site.
         chain = [(type(exception), _frames(exception, self._ours)) for exception in _chain(error)]
         site = _Site(
             _fingerprint(chain),
             _stack(chain),
             _type_name(type(error)),
-            None if self.rules else classify(error),
             _code_of(error),
         )
         self._sites[key] = site
@@ -112,7 +109,7 @@ def _unreadable(error: BaseException, raised: BaseException) -> _Site:
     """What can be said of an exception that cannot be looked at."""
     name = type_name(type(error))
     why = f"{name} raised {type_name(type(raised))} when its type and stack were read"
-    return _Site(blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest(), why, name, None, ())
+    return _Site(blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest(), why, name, ())
 
 
 def _code_of(error: BaseException) -> tuple[CodeType, ...]:

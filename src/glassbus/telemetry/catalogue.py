@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from glassbus import facts
-from glassbus.errors import CLASSIFICATIONS, ErrorCategory, ErrorSeverity
+from glassbus.classification import CLASSIFICATIONS
+from glassbus.errors import ErrorCategory, ErrorSeverity
 from glassbus.facts import FactType
 from glassbus.policy.breaker import LEGAL, BreakerState
 from glassbus.record.tally import AGE_BOUNDS, DURATION_BOUNDS

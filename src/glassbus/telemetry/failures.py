@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from glassbus import errors
 from glassbus import facts as f
-from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity, classify
+from glassbus.classification import Classification, classify
+from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
 
 #: Every component that an error is counted under.
 COMPONENTS = (
@@ -28,7 +29,7 @@ class Failure(NamedTuple):
     report: ErrorReport | None = None
 
 
-def _by_reason() -> dict[str, errors.Classification]:
+def _by_reason() -> dict[str, Classification]:
     kinds: list[type[errors.PublishRejected]] = [errors.PublishRejected]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import apsw
 
+from glassbus.classification import classify
 from glassbus.errors import (
     ErrorCategory,
     GlassbusError,
@@ -14,7 +15,6 @@ from glassbus.errors import (
     StorageFull,
     StoreCorrupt,
     TransportError,
-    classify,
 )
 from glassbus.facts import TransportFailed, TransportRecovered
 from glassbus.transport.sqlite.backlog import Backlog, Batch
