@@ -5,12 +5,14 @@ logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
 """
 
 from glassbus.bus import Drained, MessageBus, default_observers, telemetry_observers
-from glassbus.config import KillSwitch
+from glassbus.codec import Codec
+from glassbus.config import KillSwitch, Overflow
 from glassbus.deadletters import DeadLetter
 from glassbus.errors import (
     AttemptsSpent,
     BreakerOpen,
     BusNotRunning,
+    BusOverloaded,
     ConfigurationError,
     ErrorCategory,
     ErrorReport,
@@ -48,6 +50,8 @@ from glassbus.observer import Observer, Propagator
 from glassbus.policy.breaker import BreakerState
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.retry import Retry
+from glassbus.policy.timeouts import AdaptiveTimeout
+from glassbus.record.errorlog import ErrorLogger
 from glassbus.record.logs import LoggingObserver
 from glassbus.recovery.health import Health, HealthStatus
 
@@ -56,7 +60,11 @@ def _telemetry(bus: MessageBus) -> Observer:
     # Imported when the first bus is made, so that importing the package stays quick.
     from glassbus.telemetry import observe
 
-    return observe(bus, registry=bus.registry, tracer_provider=bus.tracer_provider, wall=bus.clock.wall)
+    observer = observe(bus, registry=bus.registry, tracer_provider=bus.tracer_provider, wall=bus.clock.wall)
+    for other in bus.hub.observers:
+        if isinstance(other, LoggingObserver):
+            other.trace_ids = observer.trace_ids
+    return observer
 
 
 default_observers.append(lambda _bus: LoggingObserver())
@@ -66,16 +74,20 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Account",
+    "AdaptiveTimeout",
     "AttemptsSpent",
     "Audit",
     "BreakerOpen",
     "BreakerState",
     "BusNotRunning",
+    "BusOverloaded",
+    "Codec",
     "ConfigurationError",
     "DeadLetter",
     "Delivery",
     "Drained",
     "ErrorCategory",
+    "ErrorLogger",
     "ErrorReport",
     "ErrorSeverity",
     "Fact",
@@ -100,6 +112,7 @@ __all__ = [
     "MessageConflict",
     "Observer",
     "Outgoing",
+    "Overflow",
     "OwnerDied",
     "PayloadUndecodable",
     "Priority",

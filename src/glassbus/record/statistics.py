@@ -1,0 +1,295 @@
+"""Counts of errors: exact since the start, and by time over the last 24 hours, in constant memory."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from glassbus.errors import ErrorReport
+
+MINUTE_S = 60.0
+HOUR_S = 3600.0
+DAY_S = 86400.0
+#: Width of the slots in which fingerprints are counted, in seconds.
+FINGERPRINT_SLOT_S = 300.0
+OTHER = "_other"
+
+_FINGERPRINTS_MAX = 2048
+_NAMES_MAX = 200
+_SAMPLE_CAP = 200
+
+
+class Grid:
+    """Counts by name and by time slot, over the last `slots` slots of `width_s` seconds.
+
+    Not thread-safe. A clock that is set back by more than the whole span starts it anew.
+    """
+
+    __slots__ = ("_columns", "_newest", "slots", "width_s")
+
+    def __init__(self, width_s: float, slots: int) -> None:
+        self.width_s = width_s
+        self.slots = slots
+        self._newest: int | None = None
+        self._columns: dict[str, array[int]] = {}
+
+    def place(self, at: float) -> int:
+        """Where to count what happened at wall time `at`; -1 when that is too long ago."""
+        slot = int(at // self.width_s)
+        newest = self._newest
+        if slot != newest:
+            if newest is None or slot > newest or slot <= newest - 2 * self.slots:
+                self._advance(slot)
+            elif slot <= newest - self.slots:
+                return -1
+        return slot % self.slots
+
+    def _advance(self, slot: int) -> None:
+        newest = self._newest
+        self._newest = slot
+        if newest is None or not newest < slot < newest + self.slots:
+            for name in self._columns:
+                self._columns[name] = array("Q", bytes(8 * self.slots))
+            return
+        places = [passed % self.slots for passed in range(newest + 1, slot + 1)]
+        for column in self._columns.values():
+            for place in places:
+                column[place] = 0
+
+    def column(self, name: str) -> array[int]:
+        """The counts of `name`, to be added to at a `place` just asked for."""
+        found = self._columns.get(name)
+        if found is None:
+            found = self._columns[name] = array("Q", bytes(8 * self.slots))
+        return found
+
+    def remove(self, name: str) -> None:
+        self._columns.pop(name, None)
+
+    def names(self) -> list[str]:
+        return list(self._columns)
+
+    def last(self, name: str, now: float, slots: int) -> list[int]:
+        """Counts of `name` in the `slots` slots that end with that of `now`, oldest first."""
+        column, newest = self._columns.get(name), self._newest
+        if column is None or newest is None:
+            return [0] * slots
+        end = int(now // self.width_s)
+        oldest = newest - self.slots
+        return [column[slot % self.slots] if oldest < slot <= newest else 0 for slot in range(end - slots + 1, end + 1)]
+
+    def since(self, name: str, now: float, seconds: float) -> int:
+        """How many of `name` in the last `seconds`, to the slot."""
+        return sum(self.last(name, now, min(self.slots, max(1, round(seconds / self.width_s)))))
+
+    def memory_bytes(self) -> int:
+        return len(self._columns) * (8 * self.slots + 200)
+
+
+class Fingerprint(msgspec.Struct):
+    """One kind of failure. Times are wall seconds; texts are of its latest occurrence."""
+
+    fingerprint: str
+    category: str
+    severity: str
+    exception_type: str
+    component: str
+    subscription: str
+    message: str
+    first_seen: float
+    last_seen: float
+    count: int = 0
+
+
+class ErrorStatistics:
+    """Counts errors and recoveries. Thread-safe, constant in memory.
+
+    Totals are exact. At most 2,048 fingerprints are told apart, the latest seen; the counts of those let go
+    are in `other_fingerprints`.
+    """
+
+    def __init__(self, started_at: float, fingerprints_max: int = _FINGERPRINTS_MAX) -> None:
+        self.started_at = started_at
+        self.total = 0
+        self.first_at = 0.0
+        self.last_at = 0.0
+        self.categories: Counter[str] = Counter()
+        self.severities: Counter[str] = Counter()
+        self.subscriptions: Counter[str] = Counter()
+        self.recoveries: Counter[str] = Counter()
+        self.recovered_s = 0.0
+        self.other_fingerprints = 0
+        self._fingerprints_max = fingerprints_max
+        self._known: dict[str, Fingerprint] = {}
+        self._first_of: dict[str, float] = {}
+        self._minutes = Grid(MINUTE_S, round(DAY_S / MINUTE_S))
+        self._slots = Grid(FINGERPRINT_SLOT_S, round(DAY_S / FINGERPRINT_SLOT_S))
+        self._lock = threading.Lock()
+
+    # Counting
+
+    def error(self, report: ErrorReport, subscription: str = "", count: int = 1, at: float | None = None) -> None:
+        """Count `report` (`count` times). `at`: when, if not at its own time."""
+        when = report.timestamp if at is None else at
+        with self._lock:
+            self.total += count
+            if not self.first_at or when < self.first_at:
+                self.first_at = when
+            if when > self.last_at:
+                self.last_at = when
+            category, severity = bounded(self.categories, report.category), bounded(self.severities, report.severity)
+            self.categories[category] += count
+            self.severities[severity] += count
+            if subscription:
+                self.subscriptions[bounded(self.subscriptions, subscription)] += count
+            place = self._minutes.place(when)
+            if place >= 0:
+                column = self._minutes.column
+                column("total")[place] += count
+                column(f"category:{category}")[place] += count
+                column(f"severity:{severity}")[place] += count
+            self._count_fingerprint(report, subscription, count, when)
+
+    def _count_fingerprint(self, report: ErrorReport, subscription: str, count: int, when: float) -> None:
+        known = self._known.get(report.fingerprint)
+        if known is None:
+            if len(self._known) >= self._fingerprints_max:
+                self._let_go()
+            known = self._known[report.fingerprint] = Fingerprint(
+                report.fingerprint,
+                str(report.category),
+                str(report.severity),
+                report.exception_type,
+                report.component,
+                subscription,
+                report.message[:_SAMPLE_CAP],
+                when,
+                when,
+            )
+        known.count += count
+        if when < known.first_seen:
+            known.first_seen = when
+        if when >= known.last_seen:
+            known.last_seen = when
+            known.severity = str(report.severity)
+            known.message = report.message[:_SAMPLE_CAP]
+        place = self._slots.place(when)
+        if place >= 0:
+            self._slots.column(report.fingerprint)[place] += count
+
+    def _let_go(self) -> None:
+        """Drop an eighth of the fingerprints, those not seen for longest, keeping their sum."""
+        oldest = heapq.nsmallest(max(1, self._fingerprints_max // 8), self._known.values(), key=lambda f: f.last_seen)
+        for one in oldest:
+            self.other_fingerprints += one.count
+            del self._known[one.fingerprint]
+            self._slots.remove(one.fingerprint)
+
+    def recovery(self, outcome: str, duration_s: float, at: float) -> None:
+        """Count a recovery that ended: succeeded, failed or refused. `duration_s`: since the first failure."""
+        with self._lock:
+            self.recoveries[outcome] += 1
+            if outcome == "succeeded":
+                self.recovered_s += duration_s
+            place = self._minutes.place(at)
+            if place >= 0:
+                self._minutes.column(f"recovery:{outcome}")[place] += 1
+
+    # Reading
+
+    def fingerprints(self) -> list[Fingerprint]:
+        """Those told apart, the most frequent first. Copies."""
+        with self._lock:
+            found = [msgspec.structs.replace(one) for one in self._known.values()]
+        return sorted(found, key=lambda one: (-one.count, -one.last_seen, one.fingerprint))
+
+    def slots_of(self, fingerprint: str, now: float, slots: int) -> list[int]:
+        """Counts of a fingerprint in the last slots of 300 s, oldest first; the last is under way."""
+        with self._lock:
+            return self._slots.last(fingerprint, now, slots)
+
+    def minutes_of(self, name: str, now: float, minutes: int) -> list[int]:
+        """Counts of `total`, `category:NAME`, `severity:NAME` or `recovery:OUTCOME` by minute, oldest first."""
+        with self._lock:
+            return self._minutes.last(name, now, minutes)
+
+    def snapshot(self, now: float, top: int = 10) -> dict[str, Any]:
+        """All of it as JSON-ready values, at wall time `now`.
+
+        `error_rate_1h` is errors a second over the last hour. `recovery_success_rate` is of the recoveries that
+        ended, 1.0 when there were none; `mttr_seconds` from first failure to success, None when none succeeded.
+        """
+        with self._lock:
+            minutes = self._minutes
+            recent = minutes.since("total", now, HOUR_S)
+            ended = sum(self.recoveries.values())
+            succeeded = self.recoveries["succeeded"]
+            counted: dict[str, Any] = {
+                "total_errors": self.total,
+                "recent_errors_1h": recent,
+                "recent_errors_24h": minutes.since("total", now, DAY_S),
+                "categories": {str(name): number for name, number in self.categories.items()},
+                "severity_distribution": {str(name): number for name, number in self.severities.items()},
+                "error_rate_1h": recent / HOUR_S,
+                "recovery_success_rate": succeeded / ended if ended else 1.0,
+                "recoveries": {"succeeded": succeeded, "failed": ended - succeeded},
+                "mttr_seconds": self.recovered_s / succeeded if succeeded else None,
+                "categories_1h": _last_hour(minutes, "category:", now),
+                "severities_1h": _last_hour(minutes, "severity:", now),
+                "subscriptions": dict(self.subscriptions.most_common(20)),
+                "fingerprints": len(self._known),
+                "other_fingerprints": self.other_fingerprints,
+                "first_error_at": self.first_at or None,
+                "last_error_at": self.last_at or None,
+                "since": self.started_at,
+                "now": now,
+            }
+        counted["top_fingerprints"] = [msgspec.to_builtins(one) for one in self.fingerprints()[:top]]
+        return counted
+
+    def memory_bytes(self) -> int:
+        """About how much memory this takes."""
+        with self._lock:
+            each = 1100  # a Fingerprint with its texts and its place in the tables
+            return self._minutes.memory_bytes() + self._slots.memory_bytes() + each * len(self._known) + 20_000
+
+
+def bounded(counts: Counter[str], name: str) -> str:
+    """`name`, or `_other` once too many are known: a name may come from users."""
+    return name if name in counts or len(counts) < _NAMES_MAX else OTHER
+
+
+def _last_hour(minutes: Grid, prefix: str, now: float) -> dict[str, int]:
+    names = [name for name in minutes.names() if name.startswith(prefix)]
+    counts = {name.removeprefix(prefix): minutes.since(name, now, HOUR_S) for name in names}
+    return {name: number for name, number in counts.items() if number}
+
+
+#: Numbers of `snapshot` that add up over processes.
+_SUMS = ("total_errors", "recent_errors_1h", "recent_errors_24h", "error_rate_1h", "other_fingerprints")
+_COUNTS = ("categories", "severity_distribution", "recoveries", "categories_1h", "severities_1h", "subscriptions")
+
+
+def combined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Snapshots of several processes as one."""
+    given = list(parts)
+    made: dict[str, Any] = {name: sum(part.get(name) or 0 for part in given) for name in _SUMS}
+    for name in _COUNTS:
+        total: Counter[str] = Counter()
+        for part in given:
+            total.update(part.get(name) or {})
+        made[name] = dict(total)
+    succeeded, failed = made["recoveries"].get("succeeded", 0), made["recoveries"].get("failed", 0)
+    made["recovery_success_rate"] = succeeded / (succeeded + failed) if succeeded + failed else 1.0
+    spent_s = sum((part.get("mttr_seconds") or 0.0) * part.get("recoveries", {}).get("succeeded", 0) for part in given)
+    made["mttr_seconds"] = spent_s / succeeded if succeeded else None
+    firsts = [part["first_error_at"] for part in given if part.get("first_error_at")]
+    lasts = [part["last_error_at"] for part in given if part.get("last_error_at")]
+    made["first_error_at"], made["last_error_at"] = min(firsts, default=None), max(lasts, default=None)
+    return made
