@@ -9,20 +9,23 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from glassbus.errors import ConfigurationError
+from glassbus.errors import ConfigurationError, shown
+from glassbus.errors import redact as redact  # it is needed below
 
 SCHEMES = ("memory", "sqlite", "nats")
+_YEAR_S = 365 * 86400
 
 
 class Credentials(msgspec.Struct, frozen=True):
     """What a broker is shown to be let in. Neither `str` nor `repr` shows any of it.
 
-    User name and password, or a token.
+    User name and password, or a token, or the path of a NATS credentials file (`.creds`).
     """
 
     user: str | None = None
     password: str | None = None
     token: str | None = None
+    creds_file: str | None = None
 
     def __repr__(self) -> str:
         return "Credentials(***)"
@@ -81,15 +84,6 @@ def _split(url: str) -> SplitResult | None:
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,31}")
-# Greedy, because a password may hold '@' or '/' that somebody forgot to encode.
-_USERINFO = re.compile(r"(?<=://)\S*@")
-
-
-def redact(text: str) -> str:
-    """`text` without the credentials of any URL in it."""
-    return _USERINFO.sub("***@", text)
-
-
 def addresses(url: str | Iterable[str]) -> list[Address]:
     """The failover set that `url` names: one URL, several joined by commas, or a list."""
     if not isinstance(url, str | list | tuple):
@@ -133,6 +127,46 @@ class KillSwitch(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 "KillSwitch needs window > 0, minimum >= 1, 0 < ratio <= 1, open_for >= 0 and probes >= 1, all finite"
             )
+
+
+class Overflow(msgspec.Struct, frozen=True):
+    """What a full queue may do once its publishers have waited, before it refuses.
+
+    `displace`: dead-letter pending messages of lower priorities than the one that comes. `expand`:
+    grow to so many times its capacity, 1 (not at all) to 1.5, for `expand_for` seconds; it grows again only once all
+    that is pending fits into its own capacity again.
+    """
+
+    displace: bool = True
+    expand: float = 1.5
+    expand_for: float = 60.0
+
+    def __post_init__(self) -> None:
+        numbers = all(type(n) in (int, float) for n in (self.expand, self.expand_for))
+        if not (
+            type(self.displace) is bool and numbers and 1 <= self.expand <= 1.5 and 0 < self.expand_for <= _YEAR_S
+        ):
+            raise ConfigurationError(
+                "Overflow needs displace True or False, 1 <= expand <= 1.5, and expand_for more than 0 seconds, "
+                f"at most a year; not {shown(self.displace)}, {shown(self.expand)}, {shown(self.expand_for)}"
+            )
+
+
+class Spool(msgspec.Struct, frozen=True):
+    """How much a bus on a broker keeps in a local file of its `state_dir` while the broker cannot be reached.
+
+    A publish that finds `max_messages`, or `max_bytes` of payload, waiting there is refused (`SpoolFull`).
+    `enabled=False`: nothing is kept, and publishing fails while the broker is away.
+    """
+
+    max_messages: int = 100_000
+    max_bytes: int = 256 * 1024 * 1024
+    enabled: bool = True
+
+    def __post_init__(self) -> None:
+        whole = type(self.max_messages) is int and type(self.max_bytes) is int and type(self.enabled) is bool
+        if not whole or self.max_messages < 1 or self.max_bytes < 1:
+            raise ConfigurationError("Spool needs max_messages >= 1 and max_bytes >= 1, and enabled True or False")
 
 
 class Settings(msgspec.Struct, frozen=True):

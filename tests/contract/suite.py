@@ -15,7 +15,7 @@ from typing import Any
 
 from glassbus.bus import MessageBus
 from glassbus.clock import Clock
-from glassbus.config import Settings, addresses
+from glassbus.config import Overflow, Settings, addresses
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Envelope, Level
@@ -27,6 +27,10 @@ from glassbus.transport.factory import make_transport
 
 #: Virtual seconds within which what must come has come, and after which what has not come will not.
 SOON_S = 5.0
+
+WHOLE_LADDER = Overflow()
+#: A full queue that slows its publishers and then refuses, with no rung between.
+NO_LADDER = Overflow(displace=False, expand=1.0)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,13 @@ class Backend:
         return make_transport(addresses(self.url(place)), settings=settings, clock=clock, **self.options)
 
 
-MEMORY = Features(durable=False, multi_process=False, level=Level.MEMORY)
+MEMORY = Features(durable=False, multi_process=False, level=Level.MEMORY, ladder=True)
 BACKENDS = [
     Backend("memory", MEMORY, lambda place: "memory://", keeps=False),
     Backend("memory+spill", MEMORY, lambda place: "memory://", keeps=True),
     Backend(
         "sqlite",
-        Features(durable=True, multi_process=True, level=Level.PROCESS),
+        Features(durable=True, multi_process=True, level=Level.PROCESS, ladder=True),
         lambda place: f"sqlite:///{place / 'store.db'}",
         keeps=True,
         options={"durability": "process"},
@@ -121,9 +125,11 @@ class Desk:
         *,
         capacity: int = 1000,
         strict_key: bool = False,
+        overflow: Overflow = WHOLE_LADDER,
         consume: bool = True,
     ) -> Hold:
-        return await self.transport.declare(SubscriptionSpec(name, pattern, capacity, strict_key), consume=consume)
+        spec = SubscriptionSpec(name, pattern, capacity, strict_key, overflow)
+        return await self.transport.declare(spec, consume=consume)
 
     def envelope(self, body: bytes | str = b"{}", **fields: Any) -> Envelope:
         fields.setdefault("id", f"m{next(self._ids)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from suite import Desk, Store
+from suite import NO_LADDER, Desk, Store
 
 from glassbus.errors import MessageConflict, PublishUncertain, QueueFull
 from glassbus.facts import BackpressureApplied, DeliveryDeadLettered, OverflowHandled
@@ -199,14 +199,14 @@ def test_ids_that_need_not_be_remembered_are_not_compared(store: Store) -> None:
 @pytest.mark.needs("reports_full")
 def test_a_full_queue_refuses_at_once_who_does_not_wait(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
-        await desk.declare(capacity=2)
+        await desk.declare(capacity=2, overflow=NO_LADDER)
         await desk.publish(b"1", b"2")
         with pytest.raises(QueueFull) as caught:
             await desk.publish(b"3")
         assert (caught.value.subscription, caught.value.capacity) == ("s", 2)
         assert desk.account().accepted == 2
         (overflow,) = desk.ears.recorder.of(OverflowHandled)
-        assert (overflow.subscription, overflow.action) == ("s", "refuse")
+        assert (overflow.subscription, overflow.action, overflow.capacity) == ("s", "refuse", 2)
 
     store.run(scenario)
 
@@ -249,7 +249,7 @@ def test_a_publisher_waits_no_longer_than_it_said(store: Store) -> None:
 def test_a_publish_is_all_or_nothing_over_its_subscriptions_and_its_batch(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         await desk.declare("roomy", "orders.*", capacity=100)
-        await desk.declare("tight", "orders.created", capacity=2)
+        await desk.declare("tight", "orders.created", capacity=2, overflow=NO_LADDER)
         await desk.publish(b"1")
         with pytest.raises(QueueFull):
             await desk.publish(b"2", b"3", b"4")
@@ -291,7 +291,7 @@ def test_a_larger_capacity_takes_effect(store: Store) -> None:
         await desk.publish(b"1")
         waiting = asyncio.ensure_future(desk.publish(b"2", wait_s=60))
         await asyncio.sleep(1)
-        await desk.declare(capacity=5)
+        await desk.declare(capacity=5, overflow=NO_LADDER)
         async with asyncio.timeout(SOON):
             await waiting
         await desk.publish(b"3", b"4", b"5")

@@ -15,16 +15,19 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from glassbus.config import Address, Credentials
+from glassbus.config import Address, Credentials, Overflow
 from glassbus.errors import ErrorReport
 from glassbus.facts import Delivery, Fact
-from glassbus.message import Envelope, Level
+from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision
 from glassbus.policy.ledger import Audit, Ledger
 
 
 class Features(msgspec.Struct, frozen=True):
-    """What differs between transports, as data for the contract suite and for users."""
+    """What differs between transports, as data for the contract suite and for users.
+
+    `ladder`: a full queue displaces and expands before it refuses, each as `policy.overflow` says.
+    """
 
     durable: bool
     multi_process: bool
@@ -34,15 +37,17 @@ class Features(msgspec.Struct, frozen=True):
     delay: bool = True
     duplicates: bool = True
     reports_full: bool = True
+    ladder: bool = False
 
 
 class SubscriptionSpec(msgspec.Struct, frozen=True):
-    """A subscription as it is stored. `capacity` bounds its pending deliveries."""
+    """A subscription as it is stored. `capacity` bounds its pending deliveries; what more comes meets `overflow`."""
 
     name: str
     pattern: str
     capacity: int
     strict_key: bool = False
+    overflow: Overflow = Overflow()
 
 
 Forced = Literal["", "forced_open", "disabled"]
@@ -74,13 +79,24 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 class QueueState(msgspec.Struct, frozen=True):
-    """A subscription at this moment. `oldest_at` is wall seconds, 0.0 when nothing waits."""
+    """A subscription at this moment. Times are wall seconds; `oldest_at` is 0.0 when nothing waits.
+
+    `expanded_to` is the capacity it has grown to for now, 0 when it has not; `expanded_until`, when that
+    ends, stays until all that is pending fits into `spec.capacity` again (0.0: not expanded).
+    """
 
     spec: SubscriptionSpec
     hold: Hold
     consumers: int
     oldest_at: float = 0.0
     dead_letter_oldest_at: float = 0.0
+    expanded_to: int = 0
+    expanded_until: float = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """Up to how many pending deliveries are admitted now."""
+        return self.expanded_to or self.spec.capacity
 
 
 class DeadLetterRecord(msgspec.Struct, frozen=True):
@@ -132,6 +148,22 @@ class Listener(Protocol):
         """The store cannot go on (corrupt, or gone): the bus must stop."""
 
 
+class HoldsBack(Protocol):
+    """What a transport may also be able to do."""
+
+    def hold_back(self, name: str, below: int, /) -> None:
+        """Claims of `name` by this process get nothing of a priority less than `below` from now on; 0 ends that."""
+
+
+def hold_back_low(transport: object, name: str, held: bool) -> bool:
+    """Have `transport` keep LOW messages of `name` waiting, or hand them out again; False when it cannot."""
+    hold_back = getattr(transport, "hold_back", None)
+    if hold_back is None:
+        return False
+    hold_back(name, int(Priority.NORMAL) if held else int(Priority.LOW))
+    return True
+
+
 class Transport(Protocol):
     """Keeps messages. Every method that stores is atomic: all of it, or none."""
 
@@ -165,8 +197,9 @@ class Transport(Protocol):
     async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
         """Store each message for every subscription that wants it: the whole batch, or nothing.
 
-        On return the batch is stored at `features.level`. A full queue makes it wait up
-        to `wait_s`. Raises PublishRejected (QueueFull, StorageFull, MessageConflict):
+        On return the batch is stored at `features.level`. A full queue makes it wait up to `wait_s`, the
+        highest priority first (a batch has that of its highest message), then climb the ladder
+        (`policy.overflow`), each rung stated. Raises PublishRejected (QueueFull, StorageFull, MessageConflict):
         certainly not stored; PublishUncertain: may be stored. When cancelled, the outcome
         is uncertain too, and the ids are remembered.
         """

@@ -11,7 +11,6 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections import deque
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -21,9 +20,7 @@ import msgspec
 from glassbus.clock import Clock
 from glassbus.errors import (
     BusNotRunning,
-    ErrorCategory,
     ErrorReport,
-    ErrorSeverity,
     MessageConflict,
     QueueFull,
     UnknownDeadLetter,
@@ -32,15 +29,15 @@ from glassbus.errors import (
 from glassbus.facts import (
     BackpressureApplied,
     Delivery,
-    DeliveryDeadLettered,
     DeliveryDiscarded,
     DeliveryExpired,
+    Fact,
     OverflowHandled,
 )
 from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.policy.ledger import Account, Audit, Ledger
-from glassbus.policy.overflow import Rung, next_rung
+from glassbus.policy.overflow import Rung, is_expanded, next_rung, unconsumed_report
 from glassbus.policy.routing import destination, matches
 from glassbus.transport import (
     DeadLetterFilter,
@@ -54,7 +51,8 @@ from glassbus.transport import (
     Stored,
     SubscriptionSpec,
 )
-from glassbus.transport.queue import Queue
+from glassbus.transport.ladder import make_room, overflowed, plans
+from glassbus.transport.queue import Queue, Waiter
 from glassbus.transport.spill import restore, spill
 
 #: How long an id given by the caller is recognised again, in seconds.
@@ -81,7 +79,7 @@ class MemoryTransport:
     """The transport of `memory://`. See the port for what each method promises."""
 
     def __init__(self, *, clock: Clock, spill_dir: str | None = None, name: str = "default") -> None:
-        self.features = Features(durable=False, multi_process=False, level=Level.MEMORY)
+        self.features = Features(durable=False, multi_process=False, level=Level.MEMORY, ladder=True)
         self.address = "memory://"
         self._clock = clock
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
@@ -90,7 +88,6 @@ class MemoryTransport:
         self._known: dict[str, _Known] = {}
         self._sequence = itertools.count(1)
         self._gone = Account()
-        self._publishers: deque[asyncio.Future[None]] = deque()
         self._expiring: list[tuple[float, int, int, Queue]] = []  # by wall time; of the delivery with this handle
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -115,9 +112,10 @@ class MemoryTransport:
         self._routes.clear()
         if self._timer is not None:
             self._timer.cancel()
-        for waiter in self._publishers:
-            if not waiter.done():
-                waiter.set_exception(BusNotRunning("the bus stopped while this publish waited for room"))
+        for queue in self._queues.values():
+            for waiter in queue.line:
+                if waiter.room is not None and not waiter.room.done():
+                    waiter.room.set_exception(BusNotRunning("the bus stopped while this publish waited for room"))
         held = [d for queue in self._queues.values() for d in queue.held_deliveries()]
         if self._spill_path is not None:
             dead = [r for queue in self._queues.values() for r in queue.dead.values()]
@@ -142,10 +140,10 @@ class MemoryTransport:
         if queue is None:
             queue = self._queues[spec.name] = Queue(spec)
             self._take_restored(queue)
-        queue.update(spec)
+        queue.update(spec, self._clock.wall())
         queue.consumed = queue.consumed or consume
         self._routes.clear()
-        self._room()
+        self._reroute(queue)
         return queue.hold
 
     def _take_restored(self, queue: Queue) -> None:
@@ -179,7 +177,7 @@ class MemoryTransport:
             self._listener.state(DeliveryDiscarded(at=now, delivery=delivery, reason="forgotten"))
         for _ in range(len(queue.claimers)):
             queue.wake()
-        self._room()
+        self._reroute(queue)
         return lost
 
     async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
@@ -206,7 +204,7 @@ class MemoryTransport:
         if envelope.remember or envelope.due_at or envelope.expires_at:
             return None
         for queue in queues:
-            if queue.pending >= queue.capacity:
+            if queue.pending >= queue.limit:
                 return None
         for queue in queues:
             queue.accepted += 1
@@ -227,7 +225,7 @@ class MemoryTransport:
             if envelope.remember or envelope.due_at or envelope.expires_at:
                 return None
             for queue in queues:
-                if queue.pending + size > queue.capacity:
+                if queue.pending + size > queue.limit:
                     return None
         for envelope, (queues, label, _) in zip(batch, routes, strict=True):
             for queue in queues:
@@ -250,31 +248,71 @@ class MemoryTransport:
     async def _publish_slowly(self, batch: Sequence[Envelope], wait_s: float) -> Sequence[Stored]:
         """The general case: known ids, delays, expiry, full queues."""
         started = self._clock.monotonic()
-        slowed: Queue | None = None
-        while True:
-            stored, fresh, remembered = self._recognise(batch)
-            waited_s = self._clock.monotonic() - started
-            if wait_s - waited_s < _ROUNDING_S:
-                waited_s = max(waited_s, wait_s)  # or a rest too small to move a clock would be waited for, for ever
-            full = self._fullest(fresh, waited_s, wait_s)
-            if full is None or full[1] is not Rung.SLOW:
-                break
-            slowed = full[0]
-            await self._wait_for_room(wait_s - waited_s)
+        waiter = Waiter(max((envelope.priority for envelope in batch), default=0), next(self._sequence))
+        line: Queue | None = None
+        try:
+            while True:
+                stored, fresh, remembered = self._recognise(batch)
+                waited_s = self._clock.monotonic() - started
+                if wait_s - waited_s < _ROUNDING_S:
+                    break  # a rest too small to move a clock would be waited for, for ever
+                full = _first_full(_by_queue(fresh), waiter)
+                if full is None:
+                    break
+                if full is not line:
+                    if line is not None:
+                        line.leave(waiter)
+                    full.join(waiter)
+                    line = full
+                await self._wait_for_room(waiter, wait_s - waited_s)
+            return self._admit(stored, fresh, remembered, waited_s, line)
+        finally:
+            if line is not None:
+                line.leave(waiter)
+
+    def _admit(
+        self,
+        stored: list[Stored],
+        fresh: list[tuple[Envelope, _Route]],
+        remembered: dict[str, _Known],
+        waited_s: float,
+        line: Queue | None,
+    ) -> Sequence[Stored]:
+        """Store a batch that need not wait, or has waited long enough. Raises QueueFull."""
         now = self._clock.wall()
-        if slowed is not None:
-            refused = full is not None and full[1] is Rung.REFUSE
+        incoming = _by_queue(fresh)
+        todo = plans({queue: [fresh[place][0].priority for place in places] for queue, places in incoming.items()})
+        refused = next((plan.queue for plan in todo if plan.step.rung is Rung.REFUSE), None)
+        if line is not None:
             self._listener.state(
-                BackpressureApplied(at=now, subscription=slowed.spec.name, waited_s=waited_s, admitted=not refused)
+                BackpressureApplied(at=now, subscription=line.name, waited_s=waited_s, admitted=refused is None)
             )
-        if full is not None and full[1] is Rung.REFUSE:
-            queue = full[0]
-            self._listener.state(OverflowHandled(at=now, subscription=queue.name, action="refuse"))
-            raise QueueFull(queue.name, queue.capacity, waited_s)
+        if refused is not None:
+            self._listener.state(
+                OverflowHandled(at=now, subscription=refused.name, action="refuse", capacity=refused.capacity)
+            )
+            raise QueueFull(refused.name, refused.capacity, waited_s)
+        facts: list[Fact] = []
+        left_out: set[tuple[Queue, int]] = set()
+        for plan in todo:
+            queue = plan.queue
+            facts += make_room(plan, self._bury, now)
+            if plan.step.rung is Rung.EXPAND:
+                self._arm(min(_WALL_LOOK_S, queue.spec.overflow.expand_for))
+            left_out.update((queue, incoming[queue][place]) for place in plan.left_out)
         self._known.update(remembered)
-        for envelope, (queues, label, _) in fresh:
+        for place, (envelope, (queues, label, _)) in enumerate(fresh):
             for queue in queues:
-                self._store(queue, envelope, label, now)
+                delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
+                queue.accepted += 1
+                if (queue, place) in left_out:
+                    report = unconsumed_report(delivery, queue.capacity, now)
+                    self._bury(queue, delivery, report, "overflow", now)
+                    facts += overflowed(queue.name, queue.capacity, delivery, report, now)
+                else:
+                    self._accept(queue, delivery)
+        for fact in facts:
+            self._listener.state(fact)
         return stored
 
     def _recognise(
@@ -309,54 +347,31 @@ class MemoryTransport:
             fresh.append((envelope, route))
         return stored, fresh, here
 
-    def _fullest(
-        self, fresh: list[tuple[Envelope, _Route]], waited_s: float, wait_s: float
-    ) -> tuple[Queue, Rung] | None:
-        """The first queue without room for `fresh`, and what to do about it; None when all fit."""
-        incoming: dict[Queue, int] = {}
-        for _, (queues, _, _) in fresh:
-            for queue in queues:
-                incoming[queue] = incoming.get(queue, 0) + 1
-        worst: tuple[Queue, Rung] | None = None
-        for queue, count in incoming.items():
-            rung = next_rung(
-                pending=queue.pending,
-                incoming=count,
-                capacity=queue.capacity,
-                waited_s=waited_s,
-                wait_max_s=wait_s,
-                consumed=queue.consumed,
-            )
-            if rung is Rung.REFUSE:
-                return queue, rung
-            if rung is Rung.SLOW:
-                worst = (queue, rung)
-        return worst
-
-    async def _wait_for_room(self, at_most_s: float) -> None:
-        room = self._loop.create_future()
-        self._publishers.append(room)
+    async def _wait_for_room(self, waiter: Waiter, at_most_s: float) -> None:
+        waiter.room = room = self._loop.create_future()
         timer = self._loop.call_later(at_most_s, _give_up, room)
         try:
             await room
         finally:
             timer.cancel()
-            if room in self._publishers:
-                self._publishers.remove(room)
 
-    def _room(self) -> None:
-        """Room was made: every waiting publisher looks again, in order of arrival."""
-        waiting, self._publishers = self._publishers, deque()
-        for room in waiting:
-            _give_up(room)
+    @staticmethod
+    def _reroute(queue: Queue) -> None:
+        """Everyone who waits for room in `queue` looks again: it is another one now, or gone."""
+        for waiter in queue.line:
+            waiter.wake()
 
-    def _store(self, queue: Queue, envelope: Envelope, label: str, now: float) -> None:
-        delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
-        queue.accepted += 1
-        if queue.pending >= queue.capacity:
-            self._overflow(queue, delivery, now)
-        else:
-            self._accept(queue, delivery)
+    def _eased(self, queue: Queue) -> None:
+        """`queue` holds one less, and somebody waits for that, or it had grown."""
+        if queue.expanded_until:
+            self._contract(queue, self._clock.wall())
+        queue.wake_publisher()
+
+    def _contract(self, queue: Queue, now: float) -> None:
+        if queue.contract(now):
+            self._listener.state(
+                OverflowHandled(at=now, subscription=queue.name, action="contract", capacity=queue.capacity)
+            )
 
     def _accept(self, queue: Queue, delivery: Delivery) -> None:
         queue.pending += 1
@@ -375,22 +390,6 @@ class MemoryTransport:
         expires_at = delivery.envelope.expires_at
         heapq.heappush(self._expiring, (expires_at, next(self._sequence), delivery.handle, queue))
         self._arm(min(_WALL_LOOK_S, expires_at - self._clock.wall() + _EXPIRY_GROUP_S))
-
-    def _overflow(self, queue: Queue, delivery: Delivery, now: float) -> None:
-        name = queue.name
-        report = ErrorReport(
-            error_id=f"{delivery.envelope.id}:{name}:overflow",
-            timestamp=now,
-            category=ErrorCategory.QUEUE_OVERFLOW,
-            severity=ErrorSeverity.HIGH,
-            message=f"queue of {name!r} is full ({queue.capacity}) and nothing consumes it",
-            exception_type="QueueFull",
-            fingerprint=f"overflow:{name}",
-            component="queue",
-        )
-        self._bury(queue, delivery, report, "overflow", now)
-        self._listener.state(OverflowHandled(at=now, subscription=name, action="dead_letter"))
-        self._listener.state(DeliveryDeadLettered(at=now, delivery=delivery, report=report, reason="overflow"))
 
     # Claiming and settling
 
@@ -413,8 +412,8 @@ class MemoryTransport:
                 if envelope.expires_at:
                     queue.expiring.discard(delivery.handle)
                 queue.pending -= 1
-                if self._publishers:
-                    self._room()
+                if queue.crowded:
+                    self._eased(queue)
                 delivery.attempt += 1
                 queue.in_flight.add(delivery)
                 return delivery
@@ -521,6 +520,11 @@ class MemoryTransport:
                 queue.put(heapq.heappop(queue.later)[2])
             while queue.scheduled and queue.scheduled[0][0] <= wall:
                 queue.put(heapq.heappop(queue.scheduled)[2])
+            if queue.expanded_until:
+                queue.stretch(wall)
+                self._contract(queue, wall)
+                if is_expanded(queue.spec.overflow, queue.expanded_until, wall):
+                    self._arm(min(_WALL_LOOK_S, queue.expanded_until - wall))
             if queue.later:
                 self._arm(queue.later[0][0] - monotonic)
             if queue.scheduled:
@@ -541,10 +545,9 @@ class MemoryTransport:
         queue.pending -= 1
         queue.expired += 1
         queue.expiring.discard(delivery.handle)
-        key = delivery.envelope.key
-        if key is not None and queue.busy.get(key, delivery).handle == delivery.handle:
-            queue.free_key(key)
-        self._room()
+        queue.let_go(delivery)
+        if queue.crowded:
+            self._eased(queue)
         self._listener.state(DeliveryExpired(at=self._clock.wall(), delivery=delivery))
 
     # Looking
@@ -565,6 +568,8 @@ class MemoryTransport:
             consumers=int(queue.consumed),
             oldest_at=min([*heads, *timed], default=0.0),
             dead_letter_oldest_at=min((r.died_at for r in queue.dead.values()), default=0.0),
+            expanded_to=queue.capacity if queue.capacity != queue.spec.capacity else 0,
+            expanded_until=queue.expanded_until,
         )
 
     async def audit(self) -> Audit:
@@ -618,6 +623,31 @@ class MemoryTransport:
         if unknown:
             raise UnknownDeadLetter(f"no dead letter {', '.join(map(repr, unknown))}")
         return [by_id[i] for i in dict.fromkeys(ids)]
+
+
+def _by_queue(fresh: list[tuple[Envelope, _Route]]) -> dict[Queue, list[int]]:
+    """Where each queue's part of a batch is."""
+    places: dict[Queue, list[int]] = {}
+    for place, (_, (queues, _, _)) in enumerate(fresh):
+        for queue in queues:
+            places.setdefault(queue, []).append(place)
+    return places
+
+
+def _first_full(incoming: dict[Queue, list[int]], waiter: Waiter) -> Queue | None:
+    """The first queue that the publish has to wait for: for room, or for those who are to have it first."""
+    for queue, places in incoming.items():
+        rung = next_rung(
+            pending=queue.pending,
+            incoming=len(places),
+            capacity=queue.capacity,
+            waited_s=0.0,
+            wait_max_s=1.0,
+            consumed=queue.consumed,
+        )
+        if rung is Rung.SLOW or queue.ahead(waiter):
+            return queue
+    return None
 
 
 def _give_up(waiter: asyncio.Future[None]) -> None:

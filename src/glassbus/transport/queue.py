@@ -1,16 +1,34 @@
-"""The deliveries of one subscription in memory."""
+"""The deliveries of one subscription in memory, and who waits for a place among them."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
+from bisect import insort
 from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from glassbus.facts import Delivery
 from glassbus.message import Priority
 from glassbus.policy.ledger import Account
+from glassbus.policy.overflow import capacity_now, contracts
 from glassbus.policy.priority import PriorityTurn
 from glassbus.transport import DeadLetterRecord, Hold, SubscriptionSpec
+
+
+class Waiter:
+    """A publish that waits for room: the highest priority first, then in order of arrival."""
+
+    __slots__ = ("rank", "room")
+
+    def __init__(self, priority: int, number: int) -> None:
+        self.rank = (-priority, number)
+        self.room: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
 
 
 class Queue:
@@ -18,7 +36,6 @@ class Queue:
 
     def __init__(self, spec: SubscriptionSpec) -> None:
         self.name = spec.name
-        self.update(spec)
         self.hold = Hold()
         self.held = False
         self.consumed = False
@@ -35,10 +52,111 @@ class Queue:
         self.claimers: deque[asyncio.Future[None]] = deque()
         self.accepted = self.handled = self.expired = self.discarded = 0
         self.pending = 0
+        self.line: list[Waiter] = []
+        #: When its expansion ends, wall seconds; it stays until all that is pending fits again. 0.0: not expanded.
+        self.expanded_until = 0.0
+        self.update(spec, 0.0)
 
-    def update(self, spec: SubscriptionSpec) -> None:
+    # Room
+
+    def update(self, spec: SubscriptionSpec, now: float) -> None:
         self.spec = spec
-        self.capacity = spec.capacity
+        self.stretch(now)
+
+    def stretch(self, now: float) -> None:
+        """Find out how many pending deliveries are admitted at `now`."""
+        self.capacity = capacity_now(self.spec.capacity, self.spec.overflow, self.expanded_until, now)
+        self._mark()
+
+    def expand(self, until: float, now: float) -> None:
+        """Admit more until `until`, and tell who waits for room."""
+        self.expanded_until = until
+        self.stretch(now)
+        self.wake_publisher()
+
+    def contract(self, now: float) -> bool:
+        """Take the expansion back if its time is over and all that is pending fits; whether it was."""
+        if not contracts(self.spec.capacity, self.spec.overflow, self.expanded_until, now, self.pending):
+            return False
+        self.expanded_until = 0.0
+        self.stretch(now)
+        return True
+
+    def join(self, waiter: Waiter) -> None:
+        insort(self.line, waiter, key=lambda w: w.rank)
+        self._mark()
+
+    def leave(self, waiter: Waiter) -> None:
+        self.line.remove(waiter)
+        self._mark()
+        self.wake_publisher()
+
+    def ahead(self, waiter: Waiter) -> bool:
+        """Whether somebody else is to be admitted before `waiter`."""
+        return bool(self.line) and self.line[0].rank < waiter.rank
+
+    def wake_publisher(self) -> None:
+        """Let the first in line look, if there is room; once admitted it lets the next one look."""
+        if self.line and self.pending < self.capacity:
+            self.line[0].wake()
+
+    def _mark(self) -> None:
+        """Set what the shortest ways in and out compare with: nobody passes those who wait in line."""
+        self.limit = 0 if self.line else self.capacity
+        self.crowded = bool(self.line) or self.expanded_until > 0
+
+    # Who gives way
+
+    def last_in_line(self, below: int, wanted: int) -> list[Delivery]:
+        """Up to `wanted` pending deliveries of priorities under `below` that can give way, the lowest first.
+
+        Of one priority the newest goes first: what has waited longest is kept, and of a key the earlier messages.
+        What waits for a retry or for its time comes after what is ready. With `strict_key` a delivery
+        that was tried stays, because it holds its key.
+        """
+        found: list[Delivery] = []
+        for priority in range(below):
+            if len(found) == wanted:
+                break
+            found += self._back_of(priority, wanted - len(found))
+        return found
+
+    def _back_of(self, priority: int, wanted: int) -> list[Delivery]:
+        def able(deliveries: Iterable[Delivery]) -> Iterable[Delivery]:
+            strict = self.spec.strict_key
+            return (
+                d
+                for d in deliveries
+                if d.envelope.priority == priority and not (strict and d.attempt and d.envelope.key is not None)
+            )
+
+        keyed = able(d for waiting in self.waiting_for_key.values() for _, _, d in waiting)
+        ready = [*islice(able(reversed(self.ready[priority])), wanted), *keyed]
+        found = sorted(ready, key=_accepted, reverse=True)
+        if len(found) < wanted:
+            timed = able(d for _, _, d in (*self.later, *self.scheduled))
+            found += sorted(timed, key=_accepted, reverse=True)
+        return found[:wanted]
+
+    def give_way(self, victims: Sequence[Delivery]) -> None:
+        """Remove what `last_in_line` found. Their keys are free."""
+        handles = {d.handle for d in victims}
+        handles -= {d.handle for d in self._take_from_heaps(handles)}
+        for lane in self.ready:
+            kept = []
+            while handles and lane:  # from the back, where they are
+                delivery = lane.pop()
+                if delivery.handle in handles:
+                    handles.discard(delivery.handle)
+                else:
+                    kept.append(delivery)
+            lane.extend(reversed(kept))
+        self.pending -= len(victims)
+        for delivery in victims:
+            self.expiring.discard(delivery.handle)
+            self.let_go(delivery)
+
+    # The rest
 
     def account(self) -> Account:
         return Account(
@@ -100,13 +218,23 @@ class Queue:
                 kept = [d for d in lane if d.handle not in handles]
                 lane.clear()
                 lane.extend(kept)
+        return sorted([*taken, *self._take_from_heaps(handles)], key=_accepted)
+
+    def _take_from_heaps(self, handles: set[int]) -> list[Delivery]:
+        taken: list[Delivery] = []
         for heap in (self.later, self.scheduled, *self.waiting_for_key.values()):
             found = [entry[2] for entry in heap if entry[2].handle in handles]
             if found:
                 taken += found
                 heap[:] = [entry for entry in heap if entry[2].handle not in handles]
                 heapq.heapify(heap)
-        return sorted(taken, key=lambda d: int(d.handle))
+        return taken
+
+    def let_go(self, delivery: Delivery) -> None:
+        """`delivery` waits no more: if it held its key, that is free."""
+        key = delivery.envelope.key
+        if key is not None and self.busy.get(key, delivery).handle == delivery.handle:
+            self.free_key(key)
 
     def free_key(self, key: str) -> None:
         """The key's attempt has ended: the next delivery that waits for it is ready."""
@@ -116,3 +244,8 @@ class Queue:
             self.put(heapq.heappop(waiting)[2], first=True)
         if waiting is not None and not waiting:
             del self.waiting_for_key[key]
+
+
+def _accepted(delivery: Delivery) -> int:
+    """Its place in the order of acceptance."""
+    return int(delivery.handle)

@@ -34,20 +34,34 @@ def declare(txn: Transaction, spec: SubscriptionSpec, *, consume: bool) -> Hold:
     queue = books.queues.get(spec.name)
     if queue is None:
         connection.execute(
-            "INSERT INTO subscriptions (name, pattern, capacity, strict_key) VALUES (?, ?, ?, ?)",
-            (spec.name, spec.pattern, spec.capacity, spec.strict_key),
+            "INSERT INTO subscriptions (name, pattern, capacity, strict_key, displace, expand, expand_for) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (spec.name, *_columns(spec)),
         )
         books.restructured(connection)
     elif queue.spec != spec:
         connection.execute(
-            "UPDATE subscriptions SET pattern = ?, capacity = ?, strict_key = ? WHERE id = ?",
-            (spec.pattern, spec.capacity, spec.strict_key, queue.id),
+            "UPDATE subscriptions SET pattern = ?, capacity = ?, strict_key = ?, displace = ?, expand = ?, "
+            "expand_for = ? WHERE id = ?",
+            (*_columns(spec), queue.id),
         )
         books.restructured(connection)
     if consume:
         upkeep.consume(txn, txn.owner, [spec.name])
     txn.made_room = True
     return books.need(spec.name).hold
+
+
+def _columns(spec: SubscriptionSpec) -> tuple[str | float, ...]:
+    overflow = spec.overflow
+    return (
+        spec.pattern,
+        spec.capacity,
+        spec.strict_key,
+        overflow.displace,
+        float(overflow.expand),
+        float(overflow.expand_for),
+    )
 
 
 def set_hold(txn: Transaction, name: str, paused: bool | None, forced: Forced | None) -> Hold:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import apsw
 import msgspec
 
+from glassbus.config import Overflow
 from glassbus.errors import UnknownSubscription
 from glassbus.message import Envelope
 from glassbus.policy.priority import PriorityTurn
@@ -26,7 +27,19 @@ _ROUTES_MAX = 10_000
 class Queue:
     """One subscription: what is stored of it, and the turn of its priorities in this process."""
 
-    __slots__ = (*COUNTS, "consumers", "hold", "id", "keyed", "name", "spec", "suspects", "turn")
+    __slots__ = (
+        *COUNTS,
+        "capacity",
+        "consumers",
+        "expanded_until",
+        "hold",
+        "id",
+        "keyed",
+        "name",
+        "spec",
+        "suspects",
+        "turn",
+    )
 
     def __init__(self, id: int, name: str) -> None:  # noqa: A002 - the column's name
         self.id = id
@@ -35,6 +48,8 @@ class Queue:
         self.hold = Hold()
         self.turn = PriorityTurn()
         self.consumers = 0
+        self.capacity = 0  # how many pending deliveries are admitted in this transaction
+        self.expanded_until = 0.0
         self.accepted = self.ready = self.scheduled = self.retrying = self.in_flight = 0
         self.handled = self.dead_lettered = self.expired = self.discarded = 0
         self.keyed = self.suspects = 0
@@ -68,7 +83,11 @@ class Owner(NamedTuple):
     lease_until: float
 
 
-_LOAD = f"SELECT id, name, pattern, capacity, strict_key, paused, forced, {', '.join(COUNTS)}, keyed, suspects FROM subscriptions"  # noqa: S608, E501 - constant names
+_LOAD = f"""
+SELECT id, name, pattern, capacity, strict_key, displace, expand, expand_for, expanded_until, paused, forced,
+  {", ".join(COUNTS)}, keyed, suspects
+FROM subscriptions
+"""  # noqa: S608 - constant names
 _SAVE = f"UPDATE subscriptions SET {', '.join(f'{c} = ?' for c in COUNTS)}, keyed = ?, suspects = ? WHERE id = ?"  # noqa: S608
 
 
@@ -81,6 +100,7 @@ class Books:
         self.owners: dict[int, Owner] = {}
         self.changed_holds: dict[str, Hold] = {}
         self.dirty: set[Queue] = set()
+        self.expanded: set[Queue] = set()
         self.next_id = 1
         self.watermark = 0
         self.watermark_until = 0.0
@@ -121,9 +141,15 @@ class Books:
 
     def _load_queues(self, connection: apsw.Connection) -> None:
         before, self.queues, self.by_id = self.by_id, {}, {}
-        for id_, name, pattern, capacity, strict_key, paused, forced, *counts in select(connection, _LOAD):
+        self.expanded.clear()
+        for row in select(connection, _LOAD):
+            id_, name, pattern, capacity, strict_key, displace, expand, expand_for, until, paused, forced, *counts = row
             queue = before.get(id_) or Queue(id_, name)
-            queue.spec = SubscriptionSpec(name, pattern, capacity, bool(strict_key))
+            overflow = overflow_of(queue.spec.overflow, displace, expand, expand_for)
+            queue.spec = SubscriptionSpec(name, pattern, capacity, bool(strict_key), overflow)
+            queue.capacity, queue.expanded_until = capacity, until
+            if until:
+                self.expanded.add(queue)
             self._hold(queue, Hold(bool(paused), forced), known=id_ in before)
             for column, count in zip((*COUNTS, "keyed", "suspects"), counts, strict=True):
                 setattr(queue, column, count)
@@ -178,6 +204,13 @@ class Books:
     def watermarked(self, now: float) -> int:
         """Messages up to this one are remembered when they end, because an owner died; 0: none."""
         return self.watermark if now < self.watermark_until else 0
+
+
+def overflow_of(known: Overflow, displace: int, expand: float, expand_for: float) -> Overflow:
+    """The options that are stored; `known` if they are those."""
+    if (known.displace, known.expand, known.expand_for) == (displace, expand, expand_for):
+        return known
+    return Overflow(bool(displace), expand, expand_for)
 
 
 # Neither kind can be part of a reference cycle, so the collector need not look at them.

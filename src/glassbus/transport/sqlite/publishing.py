@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from glassbus.errors import (
-    ErrorCategory,
-    ErrorReport,
-    ErrorSeverity,
-    MessageConflict,
-    PublishRejected,
-    QueueFull,
-    StorageFull,
-)
-from glassbus.facts import BackpressureApplied, Delivery, DeliveryDeadLettered, OverflowHandled
+from glassbus.errors import MessageConflict, PublishRejected, QueueFull, StorageFull
+from glassbus.facts import BackpressureApplied, Delivery
 from glassbus.message import Envelope
 from glassbus.policy.overflow import Rung, next_rung
 from glassbus.transport import Stored
+from glassbus.transport.sqlite import overflowing
 from glassbus.transport.sqlite.books import Fresh, Queue, Route
 from glassbus.transport.sqlite.claiming import Claiming
 from glassbus.transport.sqlite.requests import Publish
-from glassbus.transport.sqlite.settling import insert_dead_letter
 from glassbus.transport.sqlite.sql import Bulk, numbers, select, texts
 from glassbus.transport.sqlite.store import digest
 from glassbus.transport.sqlite.transaction import Transaction, encode_headers
@@ -56,8 +48,19 @@ class _Known(NamedTuple):
     stored: Stored
 
 
+class _Look(NamedTuple):
+    """What a publish would do: its answers, the messages that are new, and which of them each queue is to take."""
+
+    results: list[Stored]
+    new: list[tuple[Envelope, Route]]
+    incoming: dict[Queue, list[int]]  # places in `new`
+
+    def priorities(self, queue: Queue) -> list[int]:
+        return [self.new[place][0].priority for place in self.incoming[queue]]
+
+
 class Publishing:
-    """Admits publishes in one transaction, first come, first served for each queue."""
+    """Admits publishes in one transaction. For room, the highest priority goes first, then who came first."""
 
     def __init__(self, txn: Transaction, claiming: Claiming, *, storage_full: str = "") -> None:
         self._txn = txn
@@ -70,7 +73,10 @@ class Publishing:
         self._fresh: list[Fresh] = []
         self._plain_messages: list[Any] = []
         self._plain_fresh: list[Fresh] = []
-        self._overflow: list[tuple[Fresh, Queue]] = []
+        self._left_out: list[Fresh] = []
+        #: Subscriptions that were given deliveries after claims had been looked at.
+        self.climbed: set[str] = set()
+        overflowing.stretch(txn)
 
     def look_up(self, requests: Sequence[Publish]) -> None:
         """Ask the store once which of the ids it knows.
@@ -97,8 +103,9 @@ class Publishing:
         if over:
             connection.execute("DELETE FROM messages WHERE seq IN carray(?)", (numbers(over),))
 
-    def admit(self, requests: Iterable[Publish]) -> list[Publish]:
-        """Take what there is room for; the rest, in order, has to wait."""
+    def admit(self, requests: Sequence[Publish]) -> list[Publish]:
+        """Take what there is room for; the rest, in the order in which it is to be admitted, has to wait."""
+        requests = _in_line(requests)
         waiting = []
         blocked: set[Queue] = set()
         answers = self._txn.answers
@@ -128,7 +135,7 @@ class Publishing:
             if envelope.id not in self._known and envelope.id not in self._here:
                 route = self._books.route(envelope.topic)
                 for queue in route.queues:
-                    if queue in blocked or queue.ready + queue.scheduled + queue.retrying >= queue.spec.capacity:
+                    if queue in blocked or queue.ready + queue.scheduled + queue.retrying >= queue.capacity:
                         break
                 else:
                     request.stored = (envelope.id,)
@@ -167,31 +174,55 @@ class Publishing:
 
     def _take_slowly(self, request: Publish, blocked: set[Queue]) -> list[Stored] | None:
         """The general case: several messages, known ids, full queues."""
-        results: list[Stored] = []
+        look = self._look_at(request)
+        full = [queue for queue, places in look.incoming.items() if not self._fits(queue, len(places), blocked)]
+        if not full:
+            return self._keep(request, look, {})
+        consumed = [queue for queue in full if queue.consumers]
+        request.waits = bool(consumed)
+        if request.slowed is None and consumed:
+            request.slowed = consumed[0]
+        blocked.update(full)
+        return None
+
+    def _look_at(self, request: Publish) -> _Look:
+        """What of `request` is new, and for whom. Changes nothing. Raises MessageConflict or StorageFull."""
+        look = _Look([], [], {})
         new: dict[str, Envelope] = {}
-        incoming: dict[Queue, int] = {}
         for envelope in request.batch:
             route = self._books.route(envelope.topic)
             known = self._recognise(envelope, new)
             if known is not None:
                 ours = envelope.id in request.uncertain and envelope.id not in new
-                results.append(route.stored if ours else known)
+                look.results.append(route.stored if ours else known)
                 continue
-            results.append(route.stored)
+            look.results.append(route.stored)
             new[envelope.id] = envelope
             for queue in route.queues:
-                incoming[queue] = incoming.get(queue, 0) + 1
+                look.incoming.setdefault(queue, []).append(len(look.new))
+            look.new.append((envelope, route))
         if new and self._storage_full:
             raise StorageFull(self._storage_full)
-        full = [queue for queue, count in incoming.items() if not self._fits(queue, count, blocked)]
-        if full:
-            request.slowed = request.slowed or full[0]
-            blocked.update(full)
-            return None
-        for envelope in new.values():
-            self._store(envelope, self._books.route(envelope.topic))
-        request.stored = tuple(new)
-        return results
+        return look
+
+    @staticmethod
+    def _fits(queue: Queue, incoming: int, blocked: set[Queue]) -> bool:
+        rung = next_rung(
+            pending=queue.pending,
+            incoming=incoming,
+            capacity=queue.capacity,
+            waited_s=0.0,
+            wait_max_s=1.0,
+            consumed=queue.consumers > 0,
+        )
+        return rung is Rung.ADMIT and queue not in blocked
+
+    def _keep(self, request: Publish, look: _Look, left_out: dict[Queue, set[int]]) -> list[Stored]:
+        """Store what is new; `left_out` says which of it, by its place, is a dead letter of that queue."""
+        for place, (envelope, route) in enumerate(look.new):
+            self._store(envelope, route, [queue for queue, places in left_out.items() if place in places])
+        request.stored = tuple(envelope.id for envelope, _ in look.new)
+        return look.results
 
     def _recognise(self, envelope: Envelope, new: dict[str, Envelope]) -> Stored | None:
         """What is known of this id, if anything. Raises MessageConflict when it stands for something else."""
@@ -208,18 +239,7 @@ class Publishing:
             raise MessageConflict(envelope.id)
         return known.stored
 
-    def _fits(self, queue: Queue, incoming: int, blocked: set[Queue]) -> bool:
-        rung = next_rung(
-            pending=queue.pending,
-            incoming=incoming,
-            capacity=queue.spec.capacity,
-            waited_s=0.0,
-            wait_max_s=1.0,
-            consumed=queue.consumers > 0,
-        )
-        return rung is Rung.DEAD_LETTER or (rung is Rung.ADMIT and queue not in blocked)
-
-    def _store(self, envelope: Envelope, route: Route) -> None:
+    def _store(self, envelope: Envelope, route: Route, left_out: Sequence[Queue] = ()) -> None:
         books, txn = self._books, self._txn
         queues = route.queues
         self._here[envelope.id] = envelope
@@ -257,10 +277,9 @@ class Publishing:
             self._fresh.append(fresh)
             queue.accepted += 1
             books.dirty.add(queue)
-            if queue.ready + queue.scheduled + queue.retrying >= queue.spec.capacity:
+            if queue in left_out:
                 fresh.state = 4
-                queue.dead_lettered += 1
-                self._overflow.append((fresh, queue))
+                self._left_out.append(fresh)
             elif envelope.due_at > txn.wall:
                 fresh.state = 1
                 fresh.due = envelope.due_at
@@ -272,20 +291,45 @@ class Publishing:
             if envelope.expires_at:
                 txn.expiry_at = min(txn.expiry_at, envelope.expires_at)
 
-    def refuse_overdue(self, waiting: Iterable[Publish]) -> list[Publish]:
-        """Refuse those that have waited long enough; the others."""
+    def climb(self, waiting: Sequence[Publish]) -> list[Publish]:
+        """Have those climb the ladder that need not, or may not, wait any longer; who still waits. After `write`."""
         left = []
+        answers = self._txn.answers
         for request in waiting:
-            queue = request.slowed
-            if queue is None or request.deadline > self._txn.monotonic:
+            if request.waits and request.deadline > self._txn.monotonic:
                 left.append(request)
                 continue
-            waited_s = self._txn.monotonic - request.arrived
-            self._answer_slowed(request, admitted=False)
-            self._state_overflow(queue, "refuse")
-            error = QueueFull(queue.name, queue.spec.capacity, waited_s)
-            self._txn.answers.failed.append((request.future, error))
+            try:
+                results = self._climb(request)
+            except PublishRejected as error:
+                if not isinstance(error, QueueFull):  # which has stated it
+                    self._answer_slowed(request, admitted=False)
+                answers.failed.append((request.future, error))
+                continue
+            answers.publishers.append(request.future)
+            answers.stored.append(results)
+        if self.climbed and left:
+            left = self.admit(left)  # what grew may have room for more
+        self.write()
         return left
+
+    def _climb(self, request: Publish) -> list[Stored]:
+        """Make room for `request` and store it. Raises QueueFull, and changes nothing, where that cannot be done."""
+        look = self._look_at(request)
+        plans = [overflowing.plan(self._txn, queue, look.priorities(queue)) for queue in look.incoming]
+        refused = next((plan.queue for plan in plans if plan.step.rung is Rung.REFUSE), None)
+        self._answer_slowed(request, admitted=refused is None)
+        if refused is not None:
+            overflowing.state(self._txn, refused, "refuse")
+            raise QueueFull(refused.name, refused.capacity, self._txn.monotonic - request.arrived)
+        left_out = {}
+        for plan in plans:
+            overflowing.make_room(self._txn, plan)
+            left_out[plan.queue] = {look.incoming[plan.queue][place] for place in plan.left_out}
+            self.climbed.add(plan.queue.name)
+        results = self._keep(request, look, left_out)
+        self.write()  # so that the next one sees what is pending, and may displace it
+        return results
 
     def _answer_slowed(self, request: Publish, *, admitted: bool) -> None:
         """State once, with its outcome, that a publisher was made to wait."""
@@ -296,11 +340,8 @@ class Publishing:
             )
             self._txn.answers.facts.append(fact)
 
-    def _state_overflow(self, queue: Queue, action: Literal["dead_letter", "refuse"]) -> None:
-        self._txn.answers.facts.append(OverflowHandled(at=self._txn.wall, subscription=queue.name, action=action))
-
     def write(self) -> None:
-        """Insert what was admitted, each delivery in the state it has by now."""
+        """Insert what was admitted since the last time, each delivery in the state it has by now."""
         connection = self._txn.connection
         _PLAIN_MESSAGES.insert(connection, self._plain_messages)
         _MESSAGES.insert(connection, self._messages)
@@ -327,26 +368,22 @@ class Publishing:
                 fresh.id,
             )
         _DELIVERIES.insert(connection, values)
-        for fresh, queue in self._overflow:
-            self._dead_letter(fresh, queue)
+        for fresh in self._left_out:
+            queue = fresh.queue
+            delivery = Delivery(fresh.envelope, queue.name, fresh.route.destination)
+            overflowing.leave_out(self._txn, queue, fresh.id, delivery)
+        for written in (self._plain_messages, self._messages, self._plain_fresh, self._fresh, self._left_out):
+            written.clear()
 
-    def _dead_letter(self, fresh: Fresh, queue: Queue) -> None:
-        """Nobody consumes `queue` and it is full: what comes more is kept, counted and told."""
-        txn, envelope = self._txn, fresh.envelope
-        report = ErrorReport(
-            error_id=f"{envelope.id}:{queue.name}:overflow",
-            timestamp=txn.wall,
-            category=ErrorCategory.QUEUE_OVERFLOW,
-            severity=ErrorSeverity.HIGH,
-            message=f"queue of {queue.name!r} is full ({queue.spec.capacity}) and nothing consumes it",
-            exception_type="QueueFull",
-            fingerprint=f"overflow:{queue.name}",
-            component="queue",
-        )
-        insert_dead_letter(txn, fresh.id, queue, "overflow", report)
-        self._state_overflow(queue, "dead_letter")
-        delivery = Delivery(envelope, queue.name, fresh.route.destination)
-        txn.answers.facts.append(DeliveryDeadLettered(at=txn.wall, delivery=delivery, report=report, reason="overflow"))
+
+def _in_line(requests: Sequence[Publish]) -> Sequence[Publish]:
+    """In the order in which room is given: as they came while nobody has had to wait for it."""
+    if not requests or requests[0].slowed is None:
+        return requests
+    for request in requests:
+        if request.priority < 0:
+            request.priority = max((envelope.priority for envelope in request.batch), default=0)
+    return sorted(requests, key=lambda request: -request.priority)
 
 
 def remember(txn: Transaction, request: Publish) -> None:

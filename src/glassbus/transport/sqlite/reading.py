@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import apsw
 
+from glassbus.config import Overflow
 from glassbus.errors import GlassbusError, TransportError
 from glassbus.policy.delivery import State
 from glassbus.policy.ledger import Account, Audit, Ledger
+from glassbus.policy.overflow import expanded_capacity, is_expanded
 from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Hold, QueueState, SubscriptionSpec
 from glassbus.transport.sqlite.admin import dead_letters
+from glassbus.transport.sqlite.books import overflow_of
 from glassbus.transport.sqlite.schema import COUNTS, FREE, KEYED, SUSPECT
 from glassbus.transport.sqlite.sql import select, value
 from glassbus.transport.sqlite.store import translate
@@ -22,7 +26,8 @@ _GONE = "SELECT accepted, handled, expired, discarded FROM gone"
 
 # The oldest of those at the heads of the queue, by a few look-ups in the index, and of what waits for a retry.
 _QUEUES = """
-SELECT s.name, s.pattern, s.capacity, s.strict_key, s.paused, s.forced,
+SELECT s.name, s.pattern, s.capacity, s.strict_key, s.displace, s.expand, s.expand_for, s.expanded_until, s.paused,
+  s.forced,
   (SELECT count(*) FROM consumers AS c WHERE c.subscription = s.id),
   CASE WHEN s.ready + s.retrying = 0 THEN NULL ELSE (
     SELECT m.published_at FROM messages AS m WHERE m.seq = (
@@ -69,8 +74,9 @@ _PROOFS = {
 class Reader:
     """Reads on a connection of its own. Every method may be called on any thread."""
 
-    def __init__(self, path: str, name: str) -> None:
+    def __init__(self, path: str, name: str, wall: Callable[[], float]) -> None:
         self._path = path
+        self._wall = wall
         self._name = name
         self._lock = threading.Lock()
         self._connection: apsw.Connection | None = None
@@ -115,18 +121,8 @@ class Reader:
 
     def queues(self) -> dict[str, QueueState]:
         with self._reading() as connection:
-            return {
-                name: QueueState(
-                    spec=SubscriptionSpec(name, pattern, capacity, bool(strict_key)),
-                    hold=Hold(bool(paused), forced),
-                    consumers=consumers,
-                    oldest_at=oldest_at or 0.0,
-                    dead_letter_oldest_at=died_at or 0.0,
-                )
-                for name, pattern, capacity, strict_key, paused, forced, consumers, oldest_at, died_at in (
-                    select(connection, _QUEUES)
-                )
-            }
+            now = self._wall()
+            return {row[0]: _queue_state(row, now) for row in select(connection, _QUEUES)}
 
     @contextlib.contextmanager
     def _reading_long(self) -> Iterator[apsw.Connection]:
@@ -150,6 +146,22 @@ class Reader:
         """Recount every row. Takes as long as it takes."""
         with self._reading_long() as connection:
             return _audit(connection)
+
+
+def _queue_state(row: tuple[Any, ...], now: float) -> QueueState:
+    """One row of `_QUEUES`."""
+    name, pattern, capacity, strict_key, displace, expand, expand_for, until, paused, forced = row[:10]
+    consumers, oldest_at, died_at = row[10:]
+    overflow = overflow_of(Overflow(), displace, expand, expand_for)
+    return QueueState(
+        spec=SubscriptionSpec(name, pattern, capacity, bool(strict_key), overflow),
+        hold=Hold(bool(paused), forced),
+        consumers=consumers,
+        oldest_at=oldest_at or 0.0,
+        dead_letter_oldest_at=died_at or 0.0,
+        expanded_to=expanded_capacity(capacity, overflow) if is_expanded(overflow, until, now) else 0,
+        expanded_until=until,
+    )
 
 
 def _read_failed(error: apsw.Error, name: str) -> GlassbusError:

@@ -29,8 +29,9 @@ PATIENCE_S = 1.0
 class Publish(msgspec.Struct, eq=False):
     """A batch to store, all or nothing. Times are monotonic seconds.
 
-    `slowed` is the full queue it has to wait for. `stored`: its ids that were new and now
-    are stored. `uncertain`: ids in a commit that failed in a way that may have stored them.
+    `slowed` is the full queue it has to wait for; `waits` is false when no live consumer can make room, so
+    that waiting is no use. `priority` is that of its highest message, -1 before it is needed. `stored`: its ids
+    that were new and now are stored. `uncertain`: ids in a commit that failed in a way that may have stored them.
     """
 
     batch: Sequence[Envelope]
@@ -38,6 +39,8 @@ class Publish(msgspec.Struct, eq=False):
     arrived: float
     deadline: float
     slowed: Queue | None = None
+    waits: bool = True
+    priority: int = -1
     stored: tuple[str, ...] = ()
     uncertain: tuple[str, ...] = ()
 

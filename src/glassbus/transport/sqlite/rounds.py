@@ -14,7 +14,7 @@ import apsw
 from glassbus.clock import Clock
 from glassbus.errors import GlassbusError, StoreCorrupt
 from glassbus.transport import Hold, SubscriptionSpec
-from glassbus.transport.sqlite import admin, upkeep
+from glassbus.transport.sqlite import admin, overflowing, upkeep
 from glassbus.transport.sqlite.backlog import Backlog, Batch
 from glassbus.transport.sqlite.books import Books, Held
 from glassbus.transport.sqlite.claiming import Claiming
@@ -49,6 +49,8 @@ class Rounds:
         self.health = Health(store, backlog)
         #: When the next retry (monotonic), delayed publish and expiry (wall) are due.
         self.next_due = (_NEVER, _NEVER, _NEVER)
+        #: When the time of the next expansion of a queue is over; wall.
+        self.contract_at = _NEVER
         self.old_ids = False
         self.over = False
         self._store = store
@@ -60,6 +62,7 @@ class Rounds:
         self._in_flight: dict[int, Held] = {}
         self._suspects = 0  # of `_in_flight`
         self._due_unknown = True
+        self._claimable: set[str] = set()  # subscriptions that got something after their claims were looked at
 
     def open(self) -> Answers:
         """Open the store and register. Raises what `Store.open` does."""
@@ -122,6 +125,7 @@ class Rounds:
             waiting = self._exchange(txn, claiming, batch.publishes) if batch.exchange else []
             last = closing and len(batch.settlements) == len(self._backlog.settlements)
             given_back = self._leave(txn) if last else 0
+            overflowing.contract(txn)
             self.books.save(self._store.connection)
             if others or self._due_unknown:
                 self.next_due = upkeep.next_due(txn)
@@ -174,9 +178,11 @@ class Rounds:
             before, waiting = len(waiting), publishing.admit(waiting)
             if len(waiting) == before:
                 break
-        waiting = publishing.refuse_overdue(waiting)
         claiming.finish()
         publishing.write()
+        if waiting:
+            waiting = publishing.climb(waiting)
+        self._claimable = {name for name in publishing.climbed if claims.get(name)}
         return waiting
 
     def _no_space(self, txn: Transaction) -> str:
@@ -218,6 +224,7 @@ class Rounds:
     def _undo(self, claiming: Claiming | None) -> None:
         """The transaction failed: nothing of it is true."""
         self._store.rollback()
+        self._claimable = set()
         if claiming is not None:
             claiming.undo()
         self.books.invalidate()
@@ -233,6 +240,11 @@ class Rounds:
             in_flight[held.id] = held
             self._suspects += held.suspect > 0
         backlog.answered(batch, waiting)
+        backlog.claimed_anew |= self._claimable
+        self._claimable = set()
+        self.contract_at = min(
+            (queue.expanded_until for queue in self.books.expanded if queue.expanded_until > txn.wall), default=_NEVER
+        )
         backlog.remember = []
         retry, scheduled, expiry = self.next_due
         self.next_due = (min(retry, txn.retry_at), min(scheduled, txn.scheduled_at), min(expiry, txn.expiry_at))

@@ -151,8 +151,18 @@ CREATE TABLE consumers (
 ) STRICT, WITHOUT ROWID;
 """
 
+# The overflow ladder. expanded_until: wall seconds; 0 while the capacity is the declared one. The index is for what
+# waits for a retry or its time, which no other one finds by subscription.
+_V2 = """
+ALTER TABLE subscriptions ADD COLUMN displace INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE subscriptions ADD COLUMN expand REAL NOT NULL DEFAULT 1.5;
+ALTER TABLE subscriptions ADD COLUMN expand_for REAL NOT NULL DEFAULT 60.0;
+ALTER TABLE subscriptions ADD COLUMN expanded_until REAL NOT NULL DEFAULT 0.0;
+CREATE INDEX deliveries_timed ON deliveries (subscription, priority, id) WHERE state IN (1, 2);
+"""
+
 #: Scripts in order: number n turns a store of version n - 1 into one of version n.
-MIGRATIONS: tuple[str, ...] = (_V1,)
+MIGRATIONS: tuple[str, ...] = (_V1, _V2)
 
 
 def identify(connection: apsw.Connection, path: str, newest: int = len(MIGRATIONS)) -> int:

@@ -86,7 +86,7 @@ class SqliteTransport:
                 "lease_s and busy_timeout_s must be more than 0, free_space_reserve_bytes 0 or more"
             )
         level = Level.DISK if durability == "disk" else Level.PROCESS
-        self.features = Features(durable=True, multi_process=True, level=level)
+        self.features = Features(durable=True, multi_process=True, level=level, ladder=True)
         self.address = f"sqlite:///{os.fspath(path)}"
         self._place = os.fspath(path)
         self._clock = clock
@@ -129,7 +129,7 @@ class SqliteTransport:
         except BaseException:
             self._state = "closed"
             raise
-        self._reader = Reader(str(self._store.path), self._store.name)
+        self._reader = Reader(str(self._store.path), self._store.name, self._clock.wall)
 
     async def close(self, deadline_s: float, /) -> tuple[int, int]:
         if self._state != "open" or self._process != os.getpid():

@@ -163,7 +163,11 @@ class Writer:
         retry, scheduled, expiry = self._rounds.next_due
         if now >= min(retry, self._member.renew_at, backlog.next_deadline()):
             return True
-        if self._clock.wall() >= min(scheduled, expiry) or self._member.suspects_others or self._rounds.old_ids:
+        if (
+            self._clock.wall() >= min(scheduled, expiry, self._rounds.contract_at)
+            or self._member.suspects_others
+            or self._rounds.old_ids
+        ):
             return True
         if now >= self._poll_at:
             self._poll_at = now + (POLL_S if backlog.somebody_waits else UPKEEP_S)
@@ -190,7 +194,7 @@ class Writer:
             housekeeping = min(self._upkeep_at, self._poll_at, self._member.renew_at)
             retry, scheduled, expiry = self._rounds.next_due
             # A little late: a sum of floats that fell short of the time would wake us for nothing, again and again.
-            wall_due = now + min(scheduled, expiry) - self._clock.wall() + 1e-6
+            wall_due = now + min(scheduled, expiry, self._rounds.contract_at) - self._clock.wall() + 1e-6
             at = min(retry, wall_due, self._backlog.next_deadline())
         # A clock that tests move is not asked to stop for housekeeping, which never ends, unless
         # there are others to look after.
