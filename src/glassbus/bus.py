@@ -338,9 +338,7 @@ class MessageBus:
             clock=self.clock,
             sites=self._sites,
             uniform=self._random.random,
-            shared=Shared(
-                self.hub, self.clock, self.component_breakers, self.intake, self._reconfiguration.recovery
-            ),
+            shared=Shared(self.hub, self.clock, self.component_breakers, self.intake, self._reconfiguration.recovery),
         )
         worker.tally(spec.pattern)
         self._workers[spec.name] = worker

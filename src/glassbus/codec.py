@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from glassbus.errors import InvalidPayload, PayloadUndecodable, safe_text
+from glassbus.errors import ConfigurationError, InvalidPayload, PayloadUndecodable, safe_text, shown, type_name
 
 #: Nesting that a payload may have; deeper ones are refused before they can exhaust a stack.
 DEPTH_MAX = 256
@@ -141,8 +141,141 @@ class RawCodec:
         return refuse
 
 
+class MsgpackCodec:
+    """MessagePack: carries what JSON cannot (bytes inside, NaN, keys that are no strings), as compactly.
+
+    Takes what `JsonCodec` takes, except whole numbers beyond 64 bits.
+    """
+
+    name = "msgpack"
+    content_type = "application/msgpack"
+
+    def __init__(self) -> None:
+        self._encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+
+    def encode(self, payload: Any, /) -> bytes:
+        try:
+            body = self._encode(payload)
+        except RecursionError:
+            raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels, or contains itself") from None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a model's own code runs here, so any type can come
+            raise InvalidPayload(f"payload cannot be encoded as MessagePack: {safe_text(error)}") from None
+        # A level takes one of these bytes at least; few of them cannot nest too deep.
+        if len(body) > DEPTH_MAX and len(body) - len(body.translate(None, _CONTAINERS)) > DEPTH_MAX:
+            plain = msgspec.to_builtins(payload, enc_hook=_plain, builtin_types=(bytes, bytearray), str_keys=False)
+            if _nests_deeper(plain, DEPTH_MAX):
+                raise InvalidPayload(f"payload is nested deeper than {DEPTH_MAX} levels")
+        return body
+
+    def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
+        validate = getattr(kind, "model_validate", None)  # a pydantic model makes itself of plain values
+        decode = msgspec.msgpack.Decoder(Any if validate is not None else kind).decode
+
+        def decode_or_refuse(body: bytes) -> Any:
+            try:
+                return decode(body) if validate is None else validate(decode(body))
+            except Exception as error:  # a model's own validators run here, so any type can come
+                raise PayloadUndecodable(f"payload is not MessagePack of {_shown(kind)}: {safe_text(error)}") from error
+
+        return decode_or_refuse
+
+
+#: First bytes of arrays and maps in MessagePack.
+_CONTAINERS = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
+
+
+def _nests_deeper(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels + 1):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list | tuple | set | frozenset)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return False
+    return True
+
+
 JSON = JsonCodec()
 RAW = RawCodec()
+MSGPACK = MsgpackCodec()
 
-#: Every codec a stored message may name. A fixed list: nothing is ever imported by name.
-CODECS: dict[str, Codec] = {JSON.name: JSON, RAW.name: RAW}
+#: The codecs that every bus can read. A fixed list: nothing is ever imported by name.
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (JSON, MSGPACK, RAW)}
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.+\-]{0,31}")
+
+
+class _Guarded:
+    """A user's codec, which may raise or answer anything."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.name = codec.name
+        self.content_type = codec.content_type
+        self._codec = codec
+
+    def encode(self, payload: Any, /) -> bytes:
+        try:
+            body = self._codec.encode(payload)
+        except (InvalidPayload, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is a user's
+            raise InvalidPayload(f"codec {self.name!r} failed: {type_name(type(error))}: {safe_text(error)}") from None
+        if type(body) is not bytes:
+            raise InvalidPayload(f"codec {self.name!r} made a {type_name(type(body))} of the payload, not bytes")
+        return body
+
+    def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
+        decode = self._codec.decoder(kind)
+
+        def decode_or_refuse(body: bytes) -> Any:
+            try:
+                return decode(body)
+            except (PayloadUndecodable, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # it is a user's
+                raise PayloadUndecodable(f"codec {self.name!r} failed: {safe_text(error)}") from error
+
+        return decode_or_refuse
+
+
+def check_codecs(codecs: object) -> tuple[Codec, ...]:
+    """An explicit list of codecs, in the order to try them. Raises ConfigurationError naming what is wrong."""
+    if isinstance(codecs, str) or not isinstance(codecs, Iterable):
+        raise ConfigurationError(f"codecs must be a list of codecs, such as [JSON, MSGPACK], not {shown(codecs)}")
+    checked: dict[str, Codec] = {}
+    for codec in codecs:
+        name = getattr(codec, "name", None)
+        if not (
+            type(name) is str
+            and _NAME.fullmatch(name)
+            and type(getattr(codec, "content_type", None)) is str
+            and callable(getattr(codec, "encode", None))
+            and callable(getattr(codec, "decoder", None))
+        ):
+            raise ConfigurationError(
+                f"{shown(codec)} is no codec: it needs a short lower-case name, a content_type, encode and decoder"
+            )
+        if name in checked:
+            raise ConfigurationError(f"codec {name!r} stands in the list twice")
+        if name in CODECS and CODECS[name] is not codec:
+            raise ConfigurationError(f"the name {name!r} belongs to a codec of Glassbus; give yours another")
+        checked[name] = codec if name in CODECS else _Guarded(codec)
+    if not checked:
+        raise ConfigurationError("codecs is empty; name at least one, such as JSON")
+    return tuple(checked.values())
+
+
+def encode_with_any(codecs: Iterable[Codec], payload: Any, refused: InvalidPayload) -> tuple[Codec, bytes]:
+    """The first of `codecs` that can carry `payload`, and its bytes. Raises InvalidPayload naming what each said."""
+    said = [safe_text(refused)]
+    for codec in codecs:
+        try:
+            return codec, codec.encode(payload)
+        except InvalidPayload as error:
+            said.append(f"{codec.name}: {safe_text(error)}")
+    raise refused if len(said) == 1 else InvalidPayload("; ".join(said))

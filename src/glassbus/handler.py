@@ -15,13 +15,13 @@ import queue
 import threading
 import types
 import typing
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextvars import Context
 from typing import Any
 
 from glassbus.clock import Clock
-from glassbus.codec import CODECS
-from glassbus.errors import ConfigurationError, PayloadUndecodable, type_name
+from glassbus.codec import CODECS, JSON, RAW, Codec
+from glassbus.errors import ConfigurationError, PayloadUndecodable, safe_text, shown, type_name
 from glassbus.facts import Delivery
 from glassbus.message import Envelope, Message, Priority
 
@@ -38,14 +38,19 @@ class Handler:
     decoded to that type. A second required parameter gets the `Delivery`.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], codecs: Sequence[Codec] = ()) -> None:
+        """`codecs` are what to try, in this order, when a payload is not what its message declares."""
         if not callable(function):
             raise ConfigurationError(f"a handler must be callable, not {type(function).__name__}")
         self.function = function
         self.is_async = _is_async(function)
         self.wants_message, self.kind, self.wants_delivery = _parameters(function)
         self.is_simple = inspect.iscoroutinefunction(function) and not self.wants_delivery
-        self._decoders = {name: codec.decoder(self.kind) for name, codec in CODECS.items()}
+        self._codecs = codecs
+        known: tuple[Codec, ...] = (JSON, RAW, *codecs)
+        self._decoders = {codec.name: _decoder(codec, self.kind) for codec in known}
+        #: Told of a payload that only another codec than the declared one could read, and which.
+        self.fell_back: Callable[[Envelope, str], None] = _nobody
 
     @property
     def name(self) -> str:
@@ -58,10 +63,11 @@ class Handler:
 
     def argument(self, envelope: Envelope) -> Any:
         """What to call the handler with. Raises PayloadUndecodable."""
-        decode = self._decoders.get(envelope.codec)
-        if decode is None:
-            raise PayloadUndecodable(f"unknown codec {envelope.codec!r}; known are {', '.join(sorted(CODECS))}")
-        payload = decode(envelope.body)
+        decode = self._decoders.get(envelope.codec) or self._further_decoder(envelope.codec)
+        try:
+            payload = decode(envelope.body)
+        except PayloadUndecodable as error:
+            payload = self._fall_back(envelope, error)
         if not self.wants_message:
             return payload
         return Message(
@@ -74,10 +80,48 @@ class Handler:
             envelope.published_at,
         )
 
+    def _further_decoder(self, name: str) -> Callable[[bytes], Any]:
+        """For a codec that is not on the list. It may be one that Glassbus can read all the same."""
+        if name in CODECS:
+            self._decoders[name] = decode = CODECS[name].decoder(self.kind)
+            return decode
+
+        def refuse(body: bytes) -> Any:
+            raise PayloadUndecodable(f"unknown codec {name!r}; known are {', '.join(sorted(self._decoders))}")
+
+        return refuse
+
+    def _fall_back(self, envelope: Envelope, error: PayloadUndecodable) -> Any:
+        said = [safe_text(error)]
+        for codec in self._codecs:
+            if codec.name == envelope.codec:
+                continue
+            try:
+                payload = self._decoders[codec.name](envelope.body)
+            except PayloadUndecodable as further:
+                said.append(f"nor by {codec.name}: {safe_text(further)}")
+            else:
+                self.fell_back(envelope, codec.name)
+                return payload
+        raise error if len(said) == 1 else PayloadUndecodable("; ".join(said)) from error
+
     def call(self, delivery: Delivery, argument: Any) -> Any:
         if self.wants_delivery:
             return self.function(argument, delivery)
         return self.function(argument)
+
+
+def _nobody(envelope: Envelope, used: str) -> None:
+    """A handler that no worker runs."""
+
+
+def _decoder(codec: Codec, kind: Any) -> Callable[[bytes], Any]:
+    if CODECS.get(codec.name) is codec:
+        return codec.decoder(kind)
+    try:
+        return codec.decoder(kind)
+    except BaseException as error:  # noqa: BLE001 - it is a user's
+        raise ConfigurationError(f"codec {codec.name!r} has no decoder for {shown(kind)}: {safe_text(error)}") from None
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

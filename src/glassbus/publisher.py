@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassbus.clock import Clock
-from glassbus.codec import JSON, RAW
+from glassbus.codec import RAW, Codec, encode_with_any
 from glassbus.config import Settings
 from glassbus.errors import InvalidHeaders, InvalidPayload, PublishRejected, shown, type_name
 from glassbus.facts import (
@@ -48,9 +48,10 @@ _ID_TOP = 1 << 60
 class Publisher:
     """Makes envelopes, and keeps the counts of publishing by destination."""
 
-    def __init__(self, settings: Settings, level: Level, hub: Hub, clock: Clock) -> None:
+    def __init__(self, settings: Settings, level: Level, hub: Hub, clock: Clock, codecs: tuple[Codec, ...]) -> None:
         self.tallies: dict[str, PublishTally] = {}
-        self._bytes_max = settings.payload_bytes_max
+        self.bytes_max = settings.payload_bytes_max
+        self._codec, *self._further_codecs = codecs
         self._level = level
         self._hub = hub
         self._monotonic, self._wall = clock.monotonic, clock.wall
@@ -89,11 +90,15 @@ class Publisher:
         """Check everything and make the envelope. Raises PublishRejected."""
         if type(topic) is not str or topic not in self._topics:
             topic = check_topic(topic)
-        codec = RAW if type(payload) is bytes else JSON
-        body = codec.encode(payload)
-        if len(body) > self._bytes_max:
+        codec: Codec = RAW if type(payload) is bytes else self._codec
+        try:
+            body = codec.encode(payload)
+        except InvalidPayload as error:
+            # No failure when another of the list can carry it: the envelope tells which one did.
+            codec, body = encode_with_any(self._further_codecs, payload, error)
+        if len(body) > self.bytes_max:
             raise InvalidPayload(
-                f"payload takes {len(body)} bytes; at most {self._bytes_max} are allowed "
+                f"payload takes {len(body)} bytes; at most {self.bytes_max} are allowed "
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
         carried = {} if headers is None else check_headers(headers)

@@ -72,8 +72,7 @@ class Pulse(Observer):
         now = self.turned_at = self._clock.monotonic()
         self._turned()
         for worker in self._workers.values():
-            worker.housekeep()
-            worker.gate.look()
+            worker.look()
         self._window.sample(now, *self._totals())
         self._check_balance()
         late = self.answered_at is None or now - self.answered_at >= _PROBE_EVERY_S
@@ -180,7 +179,7 @@ def _check_breakers(gates: list[Gate]) -> Check:
 
 
 def _check_handlers(workers: list[Worker]) -> Check:
-    lost = {w.name: w.subscription.concurrency - w.limit for w in workers if w.limit < w.subscription.concurrency}
+    lost = {w.name: w.lost for w in workers if w.lost}
     if not lost:
         return Check("handlers", HealthStatus.HEALTHY, "no handler is lost")
     dead = any(not w.limit for w in workers)

@@ -22,10 +22,10 @@ from glassbus.errors import (
     HandlingError,
     OwnerDied,
     PayloadUndecodable,
-    UnknownSubscription,
 )
 from glassbus.facts import (
     AttemptOverdue,
+    CodecFellBack,
     Delivery,
     DeliveryRedelivered,
     SettlementRefused,
@@ -34,6 +34,7 @@ from glassbus.facts import (
     transport_failed,
 )
 from glassbus.handler import Handler, Threads, in_context
+from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE, Hub
 from glassbus.policy.delivery import (
     Abandoned,
@@ -46,24 +47,23 @@ from glassbus.policy.delivery import (
     Stopped,
     decide,
 )
-from glassbus.policy.retry import RetryBudget
+from glassbus.policy.retry import Retry, RetryBudget
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.tally import Buckets, Tally
+from glassbus.recovery.handler import HandlerRecovery, Shared
 from glassbus.recovery.killswitch import Gate
-from glassbus.slots import CLEAN_UP_S, Deadlines, Slot
+from glassbus.slots import CLAIM_AGAIN_S, CLEAN_UP_S, Deadlines, Slot, Slots
 from glassbus.subscription import Subscription
-from glassbus.transport import Transport
+from glassbus.transport import Transport, hold_back_low
 
 #: A first attempt that simply worked: what `decide` says of it, without its fact.
 HANDLED = Decision(State.HANDLED)
 
+#: Who holds a subscription back that its configuration wants paused.
+SETTINGS = "settings"
 #: How long a slot may go on without letting the loop turn, in seconds.
 _TURN_S = 0.005
 _enter = current_delivery.set
-#: How soon a slot whose task ended works again, in seconds.
-_REOPEN_S = 0.05
-#: How soon a slot claims again when the store failed its claim, in seconds.
-_CLAIM_AGAIN_S = 1.0
 
 
 class Worker:
@@ -78,6 +78,7 @@ class Worker:
         clock: Clock,
         sites: FailureSites,
         uniform: Callable[[], float],
+        shared: Shared,
     ) -> None:
         self.subscription = subscription
         self.name = subscription.spec.name
@@ -96,22 +97,37 @@ class Worker:
         self._quiet = 0
         self._claims_failed_at = float("-inf")
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
-        self._slots: list[Slot] = []
+        self._slots = Slots(self.name, self._serve, self._claim_failed)
+        self._recovery = HandlerRecovery(
+            self.name,
+            shared,
+            retry=subscription.retry,
+            timeout_s=subscription.timeout,
+            abandon_after_s=subscription.abandon_after,
+            adaptive=subscription.adaptive_timeout,
+            concurrency=subscription.concurrency,
+            resize=self._slots.resize,
+            hold_back=lambda held: hold_back_low(transport, self.name, held),
+            adapted=self._adapted,
+        )
         self._deadlines = Deadlines(
-            self._slots,
+            self._slots.all,
             monotonic=clock.monotonic,
+            in_force=self._recovery.timeout_in_force_s,
             abandon_after_s=subscription.abandon_after,
             cancels=subscription.handler.is_async,
             overdue=self._state_overdue,
             abandon=self._abandon,
         )
-        self._stopping = False
         self._context = copy_context()
         self._monotonic, self._wall = clock.monotonic, clock.wall
         self._argument = subscription.handler.argument
         self._function = subscription.handler.function
         # A coroutine function that takes just the message needs nothing but a context around it.
         self._simple = subscription.handler.is_simple
+        subscription.handler.fell_back = self._fell_back
+        self._own_timeout_s = subscription.timeout
+        #: The timeout in force.
         self.timeout_s = subscription.timeout
         self._threads: Threads | None = None
 
@@ -127,20 +143,30 @@ class Worker:
 
     @property
     def in_flight(self) -> int:
-        return sum(slot.delivery is not None for slot in self._slots)
+        return self._slots.in_flight
 
     @property
     def overdue(self) -> int:
-        return sum(slot.delivery is not None and slot.expired for slot in self._slots)
+        return self._slots.overdue
+
+    @property
+    def lost(self) -> int:
+        """Slots whose handler was abandoned: they are lost until it returns."""
+        return self._slots.lost
 
     @property
     def limit(self) -> int:
-        """Slots that can work: those whose handler was abandoned are lost until it returns."""
-        return sum(not slot.abandoned_at for slot in self._slots)
+        """Most attempts that may run at once: slots that are neither lost nor shed."""
+        return self._slots.limit
+
+    @property
+    def sheds(self) -> bool:
+        """Whether load is held back because resources ran out."""
+        return self._recovery.load.shed
 
     @property
     def state(self) -> str:
-        return "stopped" if self._stopping else self.gate.state_name
+        return "stopped" if self._slots.stopping else self.gate.state_name
 
     def tally(self, destination: str) -> Tally:
         found = self.tallies.get(destination)
@@ -151,86 +177,73 @@ class Worker:
     # Starting and stopping
 
     def start(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
         if not self.subscription.handler.is_async:
-            self._threads = Threads(loop, self._clock, self.name)
-        self._slots += [Slot() for _ in range(self.subscription.concurrency)]
-        for slot in self._slots:
-            self._open_slot(slot)
+            self._threads = Threads(asyncio.get_running_loop(), self._clock, self.name)
+        self._slots.resize(self._recovery.load.limit)
 
-    def _open_slot(self, slot: Slot) -> None:
-        slot.task = self._loop.create_task(self._serve(slot), name=f"glassbus:{self.name}")
-        slot.task.add_done_callback(lambda task: self._slot_ended(slot, task))
+    def tune(self, subscription: Subscription) -> None:
+        """Other settings hold from now on: attempts that run keep the timeout they began with."""
+        before, self.subscription = self.subscription, subscription
+        self.retry = subscription.retry
+        if (before.retry.budget, before.retry.budget_per_second) != (self.retry.budget, self.retry.budget_per_second):
+            self._budget = RetryBudget(self.retry.budget, self.retry.budget_per_second, self._monotonic())
+        self._own_timeout_s = subscription.timeout
+        self._deadlines.abandon_after_s = subscription.abandon_after
+        self.gate.tune(subscription.kill_switch)
+        self._recovery.tune(
+            retry=subscription.retry,
+            timeout_s=subscription.timeout,
+            abandon_after_s=subscription.abandon_after,
+            adaptive=subscription.adaptive_timeout,
+            concurrency=subscription.concurrency,
+        )
+        if subscription.paused:
+            self.gate.hold_here(SETTINGS, "")
+        else:
+            self.gate.let_go(SETTINGS)
 
-    def _slot_ended(self, slot: Slot, task: asyncio.Task[None]) -> None:
-        """The slot's task was cancelled from outside, or the store failed it. It works again soon,
-        unless all is ending: a loop that shuts down is gone before the timer fires."""
-        error = None if task.cancelled() else task.exception()
-        if self._stopping or isinstance(error, UnknownSubscription):
-            return
-        if error is None:
-            self._loop.call_later(_REOPEN_S, self._reopen, slot)
-            return
+    def _adapted(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+
+    def _claim_failed(self, error: BaseException) -> None:
         now = self._monotonic()
-        if now >= self._claims_failed_at + _CLAIM_AGAIN_S:  # all slots fail together: told once
+        if now >= self._claims_failed_at + CLAIM_AGAIN_S:  # all slots fail together: told once
             self._claims_failed_at = now
             self._hub.state(transport_failed(self._wall(), f"claim of {self.name}", error))
-        self._loop.call_later(_CLAIM_AGAIN_S, self._reopen, slot)
-
-    def _reopen(self, slot: Slot) -> None:
-        if not self._stopping:
-            self._open_slot(slot)
 
     async def stop(self, deadline_s: float) -> None:
         """Take nothing more, let running handlers finish within `deadline_s`, give back the rest.
 
         When cancelled, it halts.
         """
-        self._stopping = True
+        self._slots.close()
         self.gate.close()
-        for slot in self._slots:
-            if slot.delivery is None and slot.task is not None:
-                slot.task.cancel()
         try:
-            await self._ended(deadline_s)
-            self._cancel_running()
-            await self._ended(CLEAN_UP_S if self._threads is None else 0.0)
+            await self._slots.ended(deadline_s)
+            self._slots.cancel()
+            await self._slots.ended(CLEAN_UP_S if self._threads is None else 0.0)
         finally:
             self.halt()
 
-    def _cancel_running(self) -> None:
-        for slot in self._running():
-            if slot.task is not None and not slot.stopped:
-                slot.stopped = True
-                slot.task.cancel()
-
     def halt(self) -> None:
         """Stop without waiting for anybody: what still runs is given back over its handler's head."""
-        self._stopping = True
+        self._slots.close()
         self.gate.close()
-        self._cancel_running()
-        for slot in self._running():
+        self._slots.cancel()
+        for slot in self._slots.running():
             self._release(slot, Stopped("stopping"))
         self._deadlines.stop()
+        self._recovery.stop()
         if self._threads is not None:
             self._threads.close()
 
-    def _running(self) -> list[Slot]:
-        return [s for s in self._slots if s.task is not None and not s.task.done()]
-
-    async def _ended(self, within_s: float) -> None:
-        tasks = [s.task for s in self._running() if s.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=within_s)
-
     def holds(self, delivery: Delivery | None) -> bool:
         """Whether a slot has `delivery` at work."""
-        return any(slot.delivery is delivery for slot in self._slots)
+        return any(slot.delivery is delivery for slot in self._slots.all)
 
     def runs(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether `task` is one of our slots, and so may not wait for our end."""
-        return any(slot.task is task for slot in self._slots)
+        return any(slot.task is task for slot in self._slots.all)
 
     # One message
 
@@ -239,7 +252,7 @@ class Worker:
         claim_now, claim, settle = self._transport.claim_now, self._transport.claim, self._transport.settle
         name, gate, hub, monotonic, deadlines = self.name, self.gate, self._hub, self._monotonic, self._deadlines
         yield_at = 0.0
-        while not self._stopping:
+        while slot.open:
             if gate.shut:
                 await gate.wait()
                 continue
@@ -250,7 +263,7 @@ class Worker:
             if (gate.guarded or delivery.attempt != 1) and not self._admit(slot, delivery):
                 continue
             slot.started = now = monotonic()
-            slot.deadline = now + self.timeout_s
+            slot.deadline = now + self._own_timeout_s
             slot.delivery = delivery
             if slot.deadline < deadlines.at:
                 deadlines.watch(slot.deadline)
@@ -344,10 +357,14 @@ class Worker:
         late = slot.expired
         if late:
             self._forgive(slot)
+            self._recovery.timed_out(slot.allowed_s)
+        elif slot.allowed_s:
+            self._recovery.slow(duration_s)
         tally = self.tally(delivery.destination)
         (tally.late_duration if late else tally.duration).observe(duration_s)
         tally.late += late
         self.gate.succeeded(delivery, slot.permit, now)
+        self._recovery.succeeded()
         self._settle(delivery, Handled(duration_s, late))
 
     def _raised(self, slot: Slot, delivery: Delivery, error: BaseException) -> None:
@@ -361,14 +378,14 @@ class Worker:
             return
         # By its type, not by isinstance: a hostile exception answers for its class itself.
         cancelled = issubclass(type(error), asyncio.CancelledError)
-        if cancelled and self._stopping and not slot.expired:
+        if cancelled and self._slots.stopping and not slot.expired:
             self.gate.leave(slot.permit)
             self._settle(delivery, Stopped("stopping"))
             raise error
         foreign = self._foreign_cancel(slot, error)
         if slot.expired:
             self._forgive(slot)
-            cause, error = error, HandlerTimedOut(f"handler ran longer than its timeout of {self.timeout_s:g} s")
+            cause, error = error, HandlerTimedOut(f"handler ran longer than its timeout of {slot.allowed_s:g} s")
             error.__cause__ = None if cancelled else cause
         elif cancelled:
             error = HandlerCancelled("the handler was cancelled, and not by the bus")
@@ -380,7 +397,11 @@ class Worker:
         else:
             self.gate.failed(delivery, slot.permit, caught)
         retryable = not undecodable and not issubclass(type(error), self.subscription.retry.dead_letter_on)
-        self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught))
+        retry = self._recovery.retry_for(report.category)
+        self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught), retry)
+        if slot.expired:
+            self._recovery.timed_out(slot.allowed_s)
+        self._recovery.failed(delivery, report.category, error, slot.started)
         self._handling(report.category).observe(self._monotonic() - caught)
         if foreign:
             raise asyncio.CancelledError
@@ -396,12 +417,19 @@ class Worker:
         if self._threads is None and slot.task is not None:
             slot.task.uncancel()
 
+    def look(self) -> None:
+        """Time has passed. Called about once a second."""
+        self.housekeep()
+        self.gate.look()
+        self._recovery.look()
+
     def housekeep(self) -> None:
         """Pass on what the happy path only counted. Called about once a second, and before a failure counts."""
         quiet, self._quiet = self._quiet, 0
         if quiet:
             self.gate.count_successes(quiet)
             self._budget.earn(quiet)
+            self._recovery.succeeded()
 
     def _regained(self, slot: Slot, delivery: Delivery, ran_s: float) -> None:
         if not slot.abandoned_at:
@@ -447,13 +475,20 @@ class Worker:
             found = self.handling[category] = Buckets()
         return found
 
+    def _fell_back(self, envelope: Envelope, used: str) -> None:
+        for slot in self._slots.all:
+            if slot.delivery is not None and slot.delivery.envelope is envelope:
+                self._hub.state(
+                    CodecFellBack(at=self._wall(), delivery=slot.delivery, declared=envelope.codec, used=used)
+                )
+
     # Deciding and settling
 
-    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+    def _settle(self, delivery: Delivery, outcome: Outcome, retry: Retry | None = None) -> None:
         decision = decide(
             delivery,
             outcome,
-            self.subscription.retry,
+            self.retry if retry is None else retry,
             self._wall(),
             self._uniform,
             self._budget,
@@ -479,6 +514,8 @@ class Worker:
             self.recovered += delivery.attempt > 1
         elif decision.state is State.DEAD_LETTERED:
             self.dead_lettered += 1
+            if decision.report is not None:
+                self._recovery.dead_lettered(decision.report.category)
         elif decision.state is State.EXPIRED:
             self.expired += 1
         if decision.facts and accepted:
@@ -493,8 +530,8 @@ class Worker:
 
     # Past the deadline
 
-    def _state_overdue(self, delivery: Delivery) -> None:
-        self._hub.state(AttemptOverdue(at=self._wall(), delivery=delivery, timeout_s=self.timeout_s))
+    def _state_overdue(self, slot: Slot, delivery: Delivery) -> None:
+        self._hub.state(AttemptOverdue(at=self._wall(), delivery=delivery, timeout_s=slot.allowed_s))
 
     def _abandon(self, slot: Slot, delivery: Delivery, now: float) -> None:
         ran_s = now - slot.started

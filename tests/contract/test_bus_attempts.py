@@ -11,7 +11,17 @@ import msgspec
 import pytest
 from suite import House, Store
 
-from glassbus import ErrorCategory, KillSwitch, Message, MessageConflict, Outgoing, PayloadUndecodable, Priority, Retry
+from glassbus import (
+    AdaptiveTimeout,
+    ErrorCategory,
+    KillSwitch,
+    Message,
+    MessageConflict,
+    Outgoing,
+    PayloadUndecodable,
+    Priority,
+    Retry,
+)
 from glassbus.facts import (
     AttemptAbandoned,
     AttemptFailed,
@@ -172,7 +182,12 @@ def test_a_handler_that_hangs_is_cancelled_at_its_timeout_and_retried(store: Sto
     async def scenario(house: House) -> None:
         bus, cancelled_at = house.bus(), []
 
-        @bus.subscribe("orders.*", timeout=2.0, retry=Retry(max_attempts=2, immediate=1))
+        @bus.subscribe(
+            "orders.*",
+            timeout=2.0,
+            retry=Retry(max_attempts=2, immediate=1),
+            adaptive_timeout=AdaptiveTimeout(cap=1),
+        )
         async def hangs(message: Message) -> None:
             started = house.clock.monotonic()
             try:

@@ -10,6 +10,7 @@ import pytest
 from suite import House, Store
 
 from glassbus import (
+    AdaptiveTimeout,
     InvalidMessage,
     KillSwitch,
     Message,
@@ -37,7 +38,15 @@ def test_an_overdue_handler_leaves_the_timeouts_of_its_neighbours_alone(store: S
     async def scenario(house: House) -> None:
         bus, ends = house.bus(), []
 
-        @bus.subscribe("t", name="s", concurrency=2, timeout=1.0, abandon_after=30.0, retry=Retry(max_attempts=1))
+        @bus.subscribe(
+            "t",
+            name="s",
+            concurrency=2,
+            timeout=1.0,
+            abandon_after=30.0,
+            retry=Retry(max_attempts=1),
+            adaptive_timeout=AdaptiveTimeout(cap=1),
+        )
         async def handler(message: Message) -> None:
             began = house.clock.monotonic()
             try:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glassbus.codec import CODECS, DEPTH_MAX, JSON, RAW
-from glassbus.errors import InvalidPayload, PayloadUndecodable
+from glassbus.codec import CODECS, DEPTH_MAX, JSON, MSGPACK, RAW, Codec, check_codecs, encode_with_any
+from glassbus.errors import ConfigurationError, InvalidPayload, PayloadUndecodable
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SCALAR = (
@@ -200,5 +200,127 @@ def test_raw_takes_bytes_and_gives_them_only_to_who_asks_for_bytes() -> None:
 
 
 def test_the_list_of_codecs_is_fixed() -> None:
-    assert sorted(CODECS) == ["json", "raw"]
+    assert sorted(CODECS) == ["json", "msgpack", "raw"]
     assert all(name == codec.name for name, codec in CODECS.items())
+
+
+PACKED = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | TEXT | st.binary(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(TEXT | st.integers(0, 9), inner, max_size=5),
+    max_leaves=40,
+)
+
+
+@given(PACKED)
+def test_msgpack_round_trip(payload: Any) -> None:
+    assert MSGPACK.decoder(Any)(MSGPACK.encode(payload)) == payload
+
+
+@given(st.binary(max_size=200))
+def test_msgpack_from_anywhere_decodes_or_is_refused(body: bytes) -> None:
+    with contextlib.suppress(PayloadUndecodable):
+        MSGPACK.decoder(Any)(body)
+
+
+@pytest.mark.parametrize("shape", ["[", "{", "mixed"])
+def test_msgpack_has_the_same_exact_depth_limit(shape: str) -> None:
+    deepest = wrapped({"text": b"\x91" * 400}, DEPTH_MAX - 1, shape)
+    assert MSGPACK.decoder(Any)(MSGPACK.encode(deepest)) == deepest
+    for deeper in (wrapped(deepest, 1, shape), wrapped(1, 100_000, shape)):
+        with pytest.raises(InvalidPayload, match="deeper"):
+            MSGPACK.encode(deeper)
+
+
+def test_msgpack_takes_models_and_typed_payloads() -> None:
+    assert MSGPACK.decoder(Order)(MSGPACK.encode(Order(17, math.inf))) == Order(17, math.inf)
+    assert MSGPACK.decoder(Line)(MSGPACK.encode(Line("a", 2))) == Line("a", 2)
+    pydantic = pytest.importorskip("pydantic")
+    Model = pydantic.create_model("Model", order_id=(int, ...))  # noqa: N806 - a class
+    assert MSGPACK.decoder(Model)(MSGPACK.encode(Model(order_id=3))) == Model(order_id=3)
+    with pytest.raises(PayloadUndecodable, match="Model"):
+        MSGPACK.decoder(Model)(MSGPACK.encode({"order_id": "many"}))
+
+
+@pytest.mark.parametrize("payload", [2**64, object(), Hostile()])
+def test_what_msgpack_cannot_encode_is_refused(payload: Any) -> None:
+    with pytest.raises(InvalidPayload, match="MessagePack"):
+        MSGPACK.encode(payload)
+
+
+class Upper:
+    """A codec of a user's."""
+
+    name = "upper"
+    content_type = "text/plain"
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+
+    def encode(self, payload: Any, /) -> bytes:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer or str(payload).upper().encode()
+
+    def decoder(self, kind: Any, /) -> Any:
+        def decode(body: bytes) -> str:
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            return body.decode().lower()
+
+        return decode
+
+
+def test_the_first_of_the_list_that_can_carry_it_does() -> None:
+    refused = InvalidPayload("no NaN in JSON")
+    codec, body = encode_with_any([RAW, MSGPACK, Upper()], math.nan, refused)
+    assert codec is MSGPACK
+    assert math.isnan(MSGPACK.decoder(Any)(body))
+
+
+def test_what_none_can_carry_says_what_each_said() -> None:
+    with pytest.raises(InvalidPayload, match=r"no JSON of it; msgpack: .*MessagePack.*; raw: .*takes bytes"):
+        encode_with_any([MSGPACK, RAW], 2**64, InvalidPayload("no JSON of it"))
+
+
+def test_a_codec_of_a_users_is_taken_and_guarded() -> None:
+    [json, upper] = check_codecs([JSON, Upper()])
+    assert json is JSON
+    assert upper.decoder(Any)(upper.encode("abc")) == "abc"
+    for wrong in (KeyError("x"), SystemExit(), 17, "text"):
+        [codec] = check_codecs([Upper(wrong)])
+        with pytest.raises(InvalidPayload, match="codec 'upper'"):
+            codec.encode("abc")
+    [codec] = check_codecs([Upper(GeneratorExit())])
+    with pytest.raises(PayloadUndecodable, match="codec 'upper'"):
+        codec.decoder(Any)(b"abc")
+
+
+class Impostor(Upper):
+    name = "json"
+
+
+class Loud(Upper):
+    name = "Pickle!"
+
+
+@pytest.mark.parametrize(
+    ("codecs", "complaint"),
+    [
+        (JSON, "list of codecs"),
+        ("json", "list of codecs"),
+        (["json"], "no codec"),
+        ([contextlib], "no codec"),
+        ([Loud()], "no codec"),
+        ([JSON, JSON], "twice"),
+        ([Impostor()], "belongs to"),
+        ([], "empty"),
+    ],
+)
+def test_a_list_that_cannot_work_is_refused_by_name(codecs: Any, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        check_codecs(codecs)
+
+
+def test_the_codecs_of_glassbus_are_codecs() -> None:
+    ours: tuple[Codec, ...] = (JSON, MSGPACK, RAW)
+    assert check_codecs(ours) == ours

@@ -68,10 +68,7 @@ def test_a_step_a_second_once_an_attempt_succeeded_and_low_priority_last() -> No
         load.exhausted(float(n), float(n))
     assert not load.regain(4 + STEP_S)
     load.succeeded()
-    regained = []
-    for n in range(20):
-        if load.regain(4 + STEP_S + n):
-            regained.append((load.limit, load.low_held))
+    regained = [(load.limit, load.low_held) for n in range(20) if load.regain(4 + STEP_S + n)]
     assert regained == [(n, True) for n in range(3, 16, 2)] + [(16, True), (16, False)]
 
 

@@ -50,16 +50,22 @@ class ComponentBreakers:
     """The breakers of a bus's components, each made when it is first asked for.
 
     A breaker opens after `threshold` failed recoveries in a row, and admits one as a probe
-    after `open_for_s` seconds (`look`, called about once a second, moves it). Each transition is stated.
+    after `open_for_s` seconds (`look`, called about once a second, moves it): soon enough to recover within
+    30 s of a fault's healing. Each transition is stated.
     """
 
-    def __init__(self, hub: Hub, clock: Clock, *, threshold: int = 5, open_for_s: float = 60.0) -> None:
+    def __init__(self, hub: Hub, clock: Clock, *, threshold: int = 5, open_for_s: float = 20.0) -> None:
         self._hub = hub
         self._monotonic, self._wall = clock.monotonic, clock.wall
         self._threshold = threshold
         self._open_for_s = open_for_s
         self._counting = threading.Lock()
         self._breakers: dict[tuple[str, ErrorCategory], ComponentBreaker] = {}
+        self._paces: dict[str, float] = {}
+
+    def pace(self, component: str, open_for_s: float) -> None:
+        """Let the breakers of `component` that are made from now on be open for so long."""
+        self._paces[component] = open_for_s
 
     def admit(self, component: str, category: ErrorCategory) -> Permit | None:
         """A permit for one recovery now, or None while the breaker refuses. Does not block."""
@@ -101,8 +107,21 @@ class ComponentBreakers:
         one = self._of(component, category)
         self._moved(one, one.breaker.reset())
 
+    def healed(self, component: str, category: ErrorCategory) -> None:
+        """The component is seen to work without a recovery: an automatic breaker closes, with nothing counted."""
+        one = self._breakers.get((component, category))
+        if one is not None and one.breaker.state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
+            self._moved(one, one.breaker.reset())
+
     def state(self, component: str, category: ErrorCategory) -> BreakerState:
         return self._of(component, category).breaker.state
+
+    def ready_at(self, component: str, category: ErrorCategory) -> float:
+        """From when on `admit` may give a permit, monotonic seconds: infinity while the breaker is forced open."""
+        breaker = self._of(component, category).breaker
+        if breaker.state is BreakerState.FORCED_OPEN:
+            return float("inf")
+        return breaker.opened_at + breaker.open_for_s if breaker.state is BreakerState.OPEN else self._monotonic()
 
     def look(self) -> None:
         """Half-open those whose wait is over."""
@@ -135,9 +154,9 @@ class ComponentBreakers:
         )
         permit = self.admit(component, category)
         if permit is None:
-            recovery.conclude("refused", _text(error))
+            recovery.refused(error)
             return None
-        recovery.permit = permit
+        recovery.admitted(permit)
         self._hub.state(
             RecoveryStarted(
                 at=self._wall(),
@@ -151,11 +170,29 @@ class ComponentBreakers:
         )
         return recovery
 
+    def unguarded(
+        self, component: Component, category: ErrorCategory, action: str, target: str, *, error: str = ""
+    ) -> Recovery:
+        """Begin what is done when a recovery failed, and state it. No breaker guards it, none counts it."""
+        self._hub.state(
+            RecoveryStarted(
+                at=self._wall(),
+                component=component,
+                category=category,
+                action=action,
+                target=target,
+                attempt=1,
+                error=error,
+            )
+        )
+        return Recovery(self, component, category, action, target, 1, self._monotonic(), guarded=False)
+
     def _of(self, component: str, category: ErrorCategory) -> ComponentBreaker:
         with self._counting:
             found = self._breakers.get((component, category))
             if found is None:
-                found = ComponentBreaker(component, category, self._threshold, self._open_for_s)
+                open_for_s = self._paces.get(component, self._open_for_s)
+                found = ComponentBreaker(component, category, self._threshold, open_for_s)
                 self._breakers[component, category] = found
             return found
 
@@ -191,46 +228,59 @@ class Recovery:
         target: str,
         attempt: int,
         first_failed_at: float,
+        *,
+        guarded: bool = True,
     ) -> None:
-        self.permit: Permit | None = None
-        self.action = action
         self._breakers = breakers
         self._component = component
         self._category = category
+        self._action = action
         self._target = target
         self._attempt = attempt
         self._first_failed_at = first_failed_at
+        self._permit: Permit | None = None
+        self._open = not guarded
 
-    def succeeded(self, action: str = "") -> None:
-        """It worked; `action` where something else was done than was begun."""
-        permit, self.permit = self.permit, None
-        if permit is not None:
-            self.action = action or self.action
-            self.conclude("succeeded")
-            self._breakers.succeeded(permit)
+    def admitted(self, permit: Permit) -> None:
+        self._permit, self._open = permit, True
+
+    def refused(self, error: BaseException | None) -> None:
+        self._conclude("refused", _text(error))
+
+    def succeeded(self) -> None:
+        """It worked."""
+        if self._end():
+            self._conclude("succeeded")
+            if self._permit is not None:
+                self._breakers.succeeded(self._permit)
 
     def failed(self, error: BaseException | str = "", cause: Delivery | None = None) -> None:
         """It did not work, because of `error`."""
-        permit, self.permit = self.permit, None
-        if permit is not None:
-            self.conclude("failed", error if isinstance(error, str) else _text(error))
-            self._breakers.failed(permit, cause)
+        if self._end():
+            self._conclude("failed", error if isinstance(error, str) else _text(error))
+            if self._permit is not None:
+                self._breakers.failed(self._permit, cause)
 
     def cancelled(self) -> None:
         """It was called off, which says nothing about whether it would have worked; stated as failed, not counted."""
-        permit, self.permit = self.permit, None
-        if permit is not None:
-            self.conclude("failed", "called off")
-            self._breakers.release(permit)
+        if self._end():
+            self._conclude("failed", "called off")
+            if self._permit is not None:
+                self._breakers.release(self._permit)
 
-    def conclude(self, outcome: Literal["succeeded", "failed", "refused"], error: str = "") -> None:
+    def _end(self) -> bool:
+        """Whether this is its end. Asked by one thread: the one that does the recovery."""
+        was_open, self._open = self._open, False
+        return was_open
+
+    def _conclude(self, outcome: Literal["succeeded", "failed", "refused"], error: str = "") -> None:
         breakers = self._breakers
         breakers._hub.state(
             RecoveryConcluded(
                 at=breakers._wall(),
                 component=self._component,
                 category=self._category,
-                action=self.action,
+                action=self._action,
                 target=self._target,
                 attempt=self._attempt,
                 outcome=outcome,

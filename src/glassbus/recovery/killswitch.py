@@ -9,7 +9,7 @@ import asyncio
 
 from glassbus.clock import Clock
 from glassbus.config import KillSwitch
-from glassbus.facts import BreakerStateChanged, Delivery, without_payload
+from glassbus.facts import BreakerStateChanged, Delivery, SubscriptionPaused, SubscriptionResumed, without_payload
 from glassbus.observer import Hub
 from glassbus.policy.breaker import Breaker, BreakerState, DistinctFailures, Transition
 from glassbus.transport import Hold
@@ -36,6 +36,8 @@ class Gate:
         self.shut = False
         self.guarded = False
         self.held = Hold()
+        #: What holds it back in this process alone: the reason by who asked for it.
+        self.held_here: dict[str, str] = {}
         self._switch = switch
         self._hub = hub
         self._clock = clock
@@ -96,7 +98,7 @@ class Gate:
     def hold(self, hold: Hold) -> None:
         """Take over what is stored for every process."""
         self.held = hold
-        self._paused = hold.paused
+        self._paused = hold.paused or bool(self.held_here)
         state = self.breaker.state
         if hold.forced == "forced_open":
             self._moved(self.breaker.force_open())
@@ -104,6 +106,31 @@ class Gate:
             self._moved(self.breaker.disable())
         elif state in (BreakerState.FORCED_OPEN, BreakerState.DISABLED):
             self._moved(self.breaker.reset())
+        self.look()
+
+    def hold_here(self, by: str, reason: str) -> None:
+        """Claim nothing in this process until `let_go`, and state why; "" where an operator asked for it."""
+        if by not in self.held_here:
+            self.held_here[by] = reason
+            self.hold(self.held)
+            self._hub.state(SubscriptionPaused(at=self._clock.wall(), subscription=self.subscription, reason=reason))
+
+    def let_go(self, by: str) -> None:
+        """End what `hold_here` began. Does nothing when it did not."""
+        if self.held_here.pop(by, None) is not None:
+            self.hold(self.held)
+            if not self._paused:
+                self._hub.state(SubscriptionResumed(at=self._clock.wall(), subscription=self.subscription))
+
+    def tune(self, switch: KillSwitch) -> None:
+        """Other settings hold from now on; what was counted under the old ones is forgotten."""
+        if switch == self._switch:
+            return
+        self._switch = switch
+        self.breaker.rule = DistinctFailures(switch.window, switch.minimum, switch.ratio)
+        self.breaker.open_for_s, self.breaker.probes = switch.open_for, switch.probes
+        if not switch.enabled and self.breaker.state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+            self.reset()
         self.look()
 
     def reset(self) -> None:
