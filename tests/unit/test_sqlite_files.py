@@ -12,6 +12,7 @@ import pytest
 from sqlite_kit import Desk, Ears, peek, play
 
 from glassbus.clock import SystemClock
+from glassbus.config import Overflow
 from glassbus.errors import (
     ConfigurationError,
     GlassbusError,
@@ -21,6 +22,7 @@ from glassbus.errors import (
     StoreTooNew,
     TransportError,
 )
+from glassbus.message import Priority
 from glassbus.testing import VirtualClock
 from glassbus.transport.sqlite import SqliteTransport, schema
 from glassbus.transport.sqlite.store import Store
@@ -234,11 +236,15 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert peek(path, "SELECT name FROM sqlite_schema WHERE name = 'half'") == []
 
 
-def test_the_first_version_still_opens(tmp_path: Path) -> None:
+def version_1(path: Path) -> None:
     """A store as version 1 wrote it: the script itself must never change."""
-    path = tmp_path / "store.db"
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute((Path(__file__).parent / "data" / "store_v1.sql").read_text())
+
+
+def test_the_first_version_still_opens(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    version_1(path)
 
     async def scenario(clock: VirtualClock) -> None:
         desk = await Desk(path, clock).open()
@@ -250,6 +256,29 @@ def test_the_first_version_still_opens(tmp_path: Path) -> None:
         assert record.report.message == "it went wrong"
         await desk.proven()
         await desk.close()
+
+    play(scenario)
+
+
+def test_the_first_version_gets_the_overflow_ladder(tmp_path: Path) -> None:
+    """Its subscriptions get the default rungs, and what it holds can give way."""
+    path = tmp_path / "store.db"
+    version_1(path)
+
+    async def scenario(clock: VirtualClock) -> None:
+        desk = await Desk(path, clock).open()
+        before = desk.transport.queues()["bill"]
+        assert (before.spec.overflow, before.expanded_until) == (Overflow(), 0.0)
+        waiting = desk.account("bill").pending
+        await desk.declare("bill", before.spec.pattern, capacity=waiting, overflow=Overflow(expand=1.0))
+        await desk.publish(priority=Priority.CRITICAL, topic="orders.created")
+        account = desk.account("bill")
+        assert account.pending == waiting
+        (displaced,) = [r for r in await desk.dead_letters(subscription="bill") if r.reason == "overflow"]
+        assert displaced.report.fingerprint == "displaced:bill"
+        await desk.proven()
+        await desk.close()
+        assert peek(path, "SELECT displace, expand FROM subscriptions WHERE name = 'bill'") == [(1, 1.0)]
 
     play(scenario)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from glassbus.transport.sqlite import claiming, publishing, reading, settling, transaction, upkeep
+from glassbus.transport.sqlite import claiming, overflowing, publishing, reading, settling, transaction, upkeep
 from glassbus.transport.sqlite.store import Store
 
 IDS = apsw.carray(array("q", [1]))
@@ -36,6 +36,10 @@ STATEMENTS = {
     "overdue": (upkeep._OVERDUE, (0.0, 10)),
     "of a lost owner": (upkeep._TAKE_BACK, (1, 1)),
     "old ids": (upkeep._OVER, (0.0, 10)),
+    "last in line, ready": (overflowing._READY_BACK, (1, 0, 0, True, 10)),
+    "last in line, timed": (overflowing._TIMED_BACK, (1, 0, True, 10)),
+    "places of what gives way": (overflowing._PLACES, (IDS,)),
+    "what gives way": (overflowing._BURY, (IDS,)),
     "queues": (reading._QUEUES, ()),
     "accounts": (reading._ACCOUNTS, ()),
 }

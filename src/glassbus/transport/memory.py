@@ -256,7 +256,7 @@ class MemoryTransport:
                 waited_s = self._clock.monotonic() - started
                 if wait_s - waited_s < _ROUNDING_S:
                     break  # a rest too small to move a clock would be waited for, for ever
-                full = _first_full(_by_queue(fresh), waiter)
+                full = self._first_full(_by_queue(fresh), waiter)
                 if full is None:
                     break
                 if full is not line:
@@ -281,6 +281,8 @@ class MemoryTransport:
         """Store a batch that need not wait, or has waited long enough. Raises QueueFull."""
         now = self._clock.wall()
         incoming = _by_queue(fresh)
+        for queue in incoming:
+            self._look_at(queue, now)
         todo = plans({queue: [fresh[place][0].priority for place in places] for queue, places in incoming.items()})
         refused = next((plan.queue for plan in todo if plan.step.rung is Rung.REFUSE), None)
         if line is not None:
@@ -347,6 +349,23 @@ class MemoryTransport:
             fresh.append((envelope, route))
         return stored, fresh, here
 
+    def _first_full(self, incoming: dict[Queue, list[int]], waiter: Waiter) -> Queue | None:
+        """The first queue that the publish has to wait for: for room, or for those who are to have it first."""
+        now = self._clock.wall()
+        for queue, places in incoming.items():
+            self._look_at(queue, now)
+            rung = next_rung(
+                pending=queue.pending,
+                incoming=len(places),
+                capacity=queue.capacity,
+                waited_s=0.0,
+                wait_max_s=1.0,
+                consumed=queue.consumed,
+            )
+            if rung is Rung.SLOW or queue.ahead(waiter):
+                return queue
+        return None
+
     async def _wait_for_room(self, waiter: Waiter, at_most_s: float) -> None:
         waiter.room = room = self._loop.create_future()
         timer = self._loop.call_later(at_most_s, _give_up, room)
@@ -363,11 +382,14 @@ class MemoryTransport:
 
     def _eased(self, queue: Queue) -> None:
         """`queue` holds one less, and somebody waits for that, or it had grown."""
-        if queue.expanded_until:
-            self._contract(queue, self._clock.wall())
+        self._look_at(queue, self._clock.wall())
         queue.wake_publisher()
 
-    def _contract(self, queue: Queue, now: float) -> None:
+    def _look_at(self, queue: Queue, now: float) -> None:
+        """If `queue` has grown: find out how much it takes now, and whether it is over."""
+        if not queue.expanded_until:
+            return
+        queue.stretch(now)
         if queue.contract(now):
             self._listener.state(
                 OverflowHandled(at=now, subscription=queue.name, action="contract", capacity=queue.capacity)
@@ -520,11 +542,9 @@ class MemoryTransport:
                 queue.put(heapq.heappop(queue.later)[2])
             while queue.scheduled and queue.scheduled[0][0] <= wall:
                 queue.put(heapq.heappop(queue.scheduled)[2])
-            if queue.expanded_until:
-                queue.stretch(wall)
-                self._contract(queue, wall)
-                if is_expanded(queue.spec.overflow, queue.expanded_until, wall):
-                    self._arm(min(_WALL_LOOK_S, queue.expanded_until - wall))
+            self._look_at(queue, wall)
+            if is_expanded(queue.spec.overflow, queue.expanded_until, wall):
+                self._arm(min(_WALL_LOOK_S, queue.expanded_until - wall))
             if queue.later:
                 self._arm(queue.later[0][0] - monotonic)
             if queue.scheduled:
@@ -632,22 +652,6 @@ def _by_queue(fresh: list[tuple[Envelope, _Route]]) -> dict[Queue, list[int]]:
         for queue in queues:
             places.setdefault(queue, []).append(place)
     return places
-
-
-def _first_full(incoming: dict[Queue, list[int]], waiter: Waiter) -> Queue | None:
-    """The first queue that the publish has to wait for: for room, or for those who are to have it first."""
-    for queue, places in incoming.items():
-        rung = next_rung(
-            pending=queue.pending,
-            incoming=len(places),
-            capacity=queue.capacity,
-            waited_s=0.0,
-            wait_max_s=1.0,
-            consumed=queue.consumed,
-        )
-        if rung is Rung.SLOW or queue.ahead(waiter):
-            return queue
-    return None
 
 
 def _give_up(waiter: asyncio.Future[None]) -> None:

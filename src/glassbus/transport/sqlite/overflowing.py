@@ -81,8 +81,8 @@ def plan(txn: Transaction, queue: Queue, priorities: Sequence[int]) -> Plan:
 def _last_in_line(txn: Transaction, queue: Queue, below: int, wanted: int) -> list[Able]:
     """Stored pending deliveries of priorities under `below` that can give way, the lowest first.
 
-    Of one priority the newest goes first: what has waited longest is kept, and of a key the earlier messages.
-    What waits for a retry or for its time comes after what is ready.
+    Of one priority the last in line goes first, mostly the newest: what has waited longest is kept, and of a key the
+    earlier messages. What waits for a retry or for its time comes after what is ready.
     """
     found: list[Able] = []
     strict = queue.spec.strict_key
@@ -154,17 +154,11 @@ def state(txn: Transaction, queue: Queue, action: Literal["dead_letter", "expand
 # Growing for a while
 
 
-def stretch(txn: Transaction) -> None:
-    """Find out how much each queue that has grown takes now."""
-    for queue in txn.books.expanded:
-        spec = queue.spec
-        queue.capacity = capacity_now(spec.capacity, spec.overflow, queue.expanded_until, txn.wall)
-
-
-def contract(txn: Transaction) -> None:
-    """At the end of a transaction: take back what is over, once all that is pending fits into the capacity again."""
+def look(txn: Transaction) -> None:
+    """For each queue that has grown: find out how much it takes now, and whether that is over."""
     for queue in tuple(txn.books.expanded):
         spec = queue.spec
+        queue.capacity = capacity_now(spec.capacity, spec.overflow, queue.expanded_until, txn.wall)
         if contracts(spec.capacity, spec.overflow, queue.expanded_until, txn.wall, queue.pending):
             _set_expanded(txn, queue, 0.0)
             state(txn, queue, "contract")

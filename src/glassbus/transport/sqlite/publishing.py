@@ -76,7 +76,7 @@ class Publishing:
         self._left_out: list[Fresh] = []
         #: Subscriptions that were given deliveries after claims had been looked at.
         self.climbed: set[str] = set()
-        overflowing.stretch(txn)
+        overflowing.look(txn)
 
     def look_up(self, requests: Sequence[Publish]) -> None:
         """Ask the store once which of the ids it knows.

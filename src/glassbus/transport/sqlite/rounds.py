@@ -125,7 +125,7 @@ class Rounds:
             waiting = self._exchange(txn, claiming, batch.publishes) if batch.exchange else []
             last = closing and len(batch.settlements) == len(self._backlog.settlements)
             given_back = self._leave(txn) if last else 0
-            overflowing.contract(txn)
+            overflowing.look(txn)
             self.books.save(self._store.connection)
             if others or self._due_unknown:
                 self.next_due = upkeep.next_due(txn)
