@@ -24,6 +24,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("publish", "glassbus.cli.publish", "publish JSON lines from a file or stdin"),
     ("health", "glassbus.cli.store", "how a store is: queues, holds, dead letters, consumers, ledger"),
     ("audit", "glassbus.cli.store", "recount a store and prove that its ledger balances"),
+    ("faults", "glassbus.cli.faults", "what can be made to go wrong, and the demo with it: list, run"),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
 )
 

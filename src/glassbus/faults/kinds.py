@@ -24,7 +24,10 @@ class _Fault(msgspec.Struct, frozen=True):
     kind: ClassVar[str] = ""
 
     def __str__(self) -> str:
-        given = [f"{value:g}" if type(value) is float else str(value) for value in msgspec.structs.astuple(self)]
+        """Its kind, with what is not as it is by default."""
+        fields = msgspec.structs.fields(self)
+        values = [getattr(self, field.name) for field in fields if getattr(self, field.name) != field.default]
+        given = [f"{value:g}" if type(value) is float else str(value) for value in values]
         return f"{self.kind}({', '.join(given)})" if given else self.kind
 
 

@@ -18,7 +18,8 @@ replayed from its start; without, it is read once. Without --input the demo make
 /metrics, /healthz and /readyz are served at $GLASSBUS_HTTP (default 127.0.0.1:9464, or a free port when that is in
 use). With OTEL_EXPORTER_OTLP_ENDPOINT set, traces are exported there.
 
-Exit status: 0 when the ledger balances and the audit finds nothing wrong, 1 when not, 2 when it could not run.
+Exit status: 0 when the ledger balances, the audit finds nothing wrong and a --fault had the consequences it must have;
+1 when not, 2 when it could not run.
 """
 
 
@@ -44,6 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="insist on serving /metrics, there if given: an error when that cannot be done",
     )
+    parser.add_argument(
+        "--fault",
+        metavar="NAME",
+        help="have this go wrong, in place of the outage that the demo makes up ('glassbus faults list' names them)",
+    )
+    parser.add_argument("--allow-crash", action="store_true", help="allow --fault crash, which kills this process")
     parser.set_defaults(run=run)
 
 
@@ -59,5 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             plain=arguments.plain,
             seed=arguments.seed,
             serve=arguments.serve,
+            fault=arguments.fault,
+            allow_crash=arguments.allow_crash,
         )
     )

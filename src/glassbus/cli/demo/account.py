@@ -16,6 +16,7 @@ from glassbus.bus import MessageBus
 from glassbus.cli.common import count, duration, equation, opened_store, own_command, paint, printable
 from glassbus.cli.demo.feed import Spiced
 from glassbus.cli.demo.state import Demo
+from glassbus.cli.demo.strike import Strike
 from glassbus.cli.demo.watch import Opening, Site, Watch
 from glassbus.config import addresses
 from glassbus.policy.ledger import Account, Audit, Ledger
@@ -41,6 +42,15 @@ class Closing(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     durable: bool
     log: Path
+    strike: Strike | None = None
+
+    @property
+    def as_it_must(self) -> bool:
+        """Whether a fault that was asked for had the consequences it must have."""
+        if self.strike is None:
+            return True
+        result = self.strike.result
+        return result is not None and not result.missing and result.balanced
 
 
 class Ran(Protocol):
@@ -55,6 +65,7 @@ class Ran(Protocol):
     why_ended: str
     unusable: int
     first_unusable: str
+    strike: Strike | None
 
 
 async def close_account(ran: Ran) -> Closing:
@@ -82,6 +93,7 @@ async def close_account(ran: Ran) -> Closing:
         url=ran.url,
         durable=durable,
         log=ran.log,
+        strike=ran.strike,
     )
 
 
@@ -118,6 +130,8 @@ def _lines(c: Closing, traces: str) -> list[Told]:
     told.append(("recovered", f"{count(watch.recovered, 'delivery', 'deliveries')}{slowest}", ""))
     told += _dead(run, watch)
     told += _breakers(watch.openings)
+    if c.strike is not None:
+        told += [("fault" if not number else "", *line) for number, line in enumerate(c.strike.told())]
     left = c.ledger.total.pending + c.ledger.total.in_flight
     if left and c.durable:
         where = ", ".join(

@@ -18,20 +18,26 @@ from urllib.parse import quote
 import msgspec
 
 from glassbus import MessageBus, Outgoing, PublishRejected, PublishUncertain
-from glassbus.cli.common import colours, count, duration
+from glassbus.cli.common import CommandError, colours, count, duration
 from glassbus.cli.demo.account import Closing, close_account, print_account
 from glassbus.cli.demo.feed import Feed, InputFeed, MadeUpFeed, Spiced
 from glassbus.cli.demo.lines import Lines
 from glassbus.cli.demo.service import subscribe_intake, subscribe_service
 from glassbus.cli.demo.state import Demo
+from glassbus.cli.demo.strike import Strike
 from glassbus.cli.demo.watch import Watch
 from glassbus.cli.demo.world import World
 from glassbus.cli.hosting import exported_traces, logging_to, serve_somewhere, stop_signals
-from glassbus.errors import BusNotRunning, InvalidMessage, TransportError, safe_text
+from glassbus.config import addresses
+from glassbus.errors import BusNotRunning, GlassbusError, InvalidMessage, TransportError, safe_text
+from glassbus.faults import JumpingClock
+from glassbus.faults.scenarios import scenario_of
 
 _DRAIN_MAX_S = 30.0
 _STOP_MAX_S = 5.0
 _BATCH_MAX = 100
+#: How many messages may wait for a subscription, unless a fault is about that.
+_CAPACITY = 100_000
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +50,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     plain: bool
     seed: int
     serve: str | None
+    fault: str | None = None
+    allow_crash: bool = False
 
 
 class Face(Protocol):
@@ -58,13 +66,14 @@ class Face(Protocol):
 
 def conduct(options: Options) -> int:
     """Run the demo; the exit status. Raises GlassbusError when it cannot run."""
+    _check_fault(options)
     folder = Path(tempfile.mkdtemp(prefix="glassbus-demo-"))
     url = options.url or f"sqlite:///{quote(str(folder / 'demo.db'))}"
     log = folder / "demo.log"
     with logging_to(log), exported_traces("glassbus-demo") as traces:
         closing = asyncio.run(_Run(options, url, log).run())
     print_account(closing, traces.told)
-    return 0 if closing.balanced else 1
+    return 0 if closing.balanced and closing.as_it_must else 1
 
 
 class _Run:
@@ -80,10 +89,19 @@ class _Run:
         self.unusable = 0
         self.first_unusable = ""
         self.patterns: set[str] = set()
+        self.strike: Strike | None = None
 
     async def run(self) -> Closing:
         options = self.options
-        self.bus = bus = MessageBus(self.url, name="demo", observers=[self.watch], seed=options.seed)
+        scenario = scenario_of(options.fault) if options.fault else None
+        self.bus = bus = MessageBus(
+            self.url,
+            name="demo",
+            observers=[self.watch],
+            seed=options.seed,
+            clock=JumpingClock() if scenario is not None else None,
+            capacity=(scenario.capacity if scenario is not None else None) or _CAPACITY,
+        )
         feed: Feed = (
             InputFeed(options.source, replay=options.seconds is not None)
             if options.source
@@ -95,6 +113,9 @@ class _Run:
         if not options.source:
             self._listen_to({"github.>"})
         subscribe_service(bus, self.world)
+        if scenario is not None:
+            self.strike = Strike(scenario, bus, self.watch, options.seconds, seed=options.seed)
+            self.demo.strike = self.strike
         server, note = serve_somewhere(bus, options.serve)
         self.demo.metrics_url = f"{server.url}/metrics"
         self.demo.notes += [note] if note else []
@@ -130,17 +151,24 @@ class _Run:
         self.demo.phase = "running"
         with stop_signals(self._signalled):
             publishing = asyncio.create_task(self._publish())
-            beside = [asyncio.create_task(self._moods()), asyncio.create_task(self._show())]
+            strike = asyncio.create_task(self._strike()) if self.strike is not None else None
+            moods = strike or asyncio.create_task(self._moods())
+            beside = [moods, asyncio.create_task(self._show())]
             asked = asyncio.create_task(self.ending.wait())
             tasks = [publishing, asked, *beside]
             try:
-                ended, _ = await asyncio.wait(tasks, timeout=self.options.seconds, return_when=asyncio.FIRST_COMPLETED)
+                lasting = [task for task in tasks if task is not strike]
+                ended, _ = await asyncio.wait(
+                    lasting, timeout=self.options.seconds, return_when=asyncio.FIRST_COMPLETED
+                )
                 if not ended:
                     self.why_ended = f"--seconds {self.options.seconds:g}"
                 self._end_intake()
                 await asyncio.wait([publishing], timeout=_STOP_MAX_S + 1)
                 _raise_failures([publishing, *beside])
                 await self._drain()
+                if strike is not None and not self.hurried.is_set():
+                    await asyncio.wait([strike], timeout=_DRAIN_MAX_S)
                 _raise_failures(beside)
             finally:
                 for task in tasks:
@@ -152,6 +180,8 @@ class _Run:
         self.demo.intake_s = time.monotonic() - self.demo.started
         self.demo.phase = "draining"
         self.world.payments.down = False
+        if self.strike is not None:
+            self.strike.end()
 
     def _signalled(self, name: str) -> None:
         if self.ending.is_set():
@@ -212,6 +242,15 @@ class _Run:
             self.watch.tell(time.time(), "good", "payments is back")
             await asyncio.sleep(60.0)
 
+    async def _strike(self) -> None:
+        """The fault that was asked for; one that cannot be ends the run."""
+        assert self.strike is not None
+        try:
+            await self.strike.run()
+        except GlassbusError:
+            self.ending.set()
+            raise
+
     def _outage(self) -> tuple[float, float]:
         """When payments first goes down, and for how long: in the middle of a short run."""
         seconds = self.options.seconds or _reading_s(self.options)
@@ -243,7 +282,8 @@ class _Run:
     @contextlib.contextmanager
     def _shown(self) -> Iterator[None]:
         self.face: Face
-        if self.options.plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        plain = self.options.plain or self.options.allow_crash  # a killed process cannot give the screen back
+        if plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
             self.face = Lines(self.demo)
         else:
             from glassbus.cli.demo.screen import Screen
@@ -262,6 +302,17 @@ class _Run:
             except TransportError as error:  # the ledger could not be read now
                 self.watch.tell(time.time(), "bad", f"the store does not answer: {safe_text(error, 160)}", "show")
             await asyncio.sleep(self.face.interval_s)
+
+
+def _check_fault(options: Options) -> None:
+    """Raises ConfigurationError for a fault that cannot be, before anything is made."""
+    if options.fault is None:
+        return
+    scenario = scenario_of(options.fault)
+    if scenario.crash and not options.allow_crash:
+        raise CommandError(f"--fault {scenario.name} kills this process with SIGKILL: give --allow-crash too")
+    if scenario.durable and options.url and addresses(options.url)[0].scheme == "memory":
+        raise CommandError(f"--fault {scenario.name} is of use on a store that outlives it: give another --url")
 
 
 def _reading_s(options: Options) -> float | None:

@@ -78,8 +78,12 @@ class Screen:
         second = Text(f" {view.records:,} in from {feed.name.rpartition('/')[2]}", "bright_black")
         if feed.rounds:
             second.append(f", round {feed.rounds + 1}", "bright_black")
-        second.append("  payments ", "bright_black")
-        second.append("DOWN" if view.outage else "up", "bold red" if view.outage else "green")
+        if self._demo.strike is not None:
+            second.append("  fault ", "bright_black")
+            second.append(view.fault or "none in place", "bold red" if view.fault else "green")
+        else:
+            second.append("  payments ", "bright_black")
+            second.append("DOWN" if view.outage else "up", "bold red" if view.outage else "green")
         second.append(f"  {self._demo.metrics_url}", "bright_black")
         for line in (first, second):
             line.truncate(width, overflow="ellipsis")

@@ -10,6 +10,7 @@ import msgspec
 
 from glassbus.bus import MessageBus
 from glassbus.cli.demo.feed import Spiced
+from glassbus.cli.demo.strike import Strike
 from glassbus.cli.demo.watch import Watch
 from glassbus.policy.ledger import Account, Ledger
 
@@ -35,6 +36,7 @@ class View(msgspec.Struct, frozen=True):
     phase: str
     health: str
     outage: bool
+    fault: str
     records: int
     total: Account
     balanced: bool
@@ -57,6 +59,8 @@ class Demo:
         self.notes: list[str] = []
         self.started, self.started_wall = time.monotonic(), time.time()
         self.is_down: Callable[[], bool] = lambda: False
+        #: The scenario that is played, if any.
+        self.strike: Strike | None = None
         #: How long messages were taken in.
         self.intake_s = 0.0
         #: The ledger before this run.
@@ -93,6 +97,7 @@ class Demo:
             phase=self.phase,
             health=self.bus.health().status.value,
             outage=self.is_down(),
+            fault=self.strike.scenario.name if self.strike is not None and self.strike.in_place else "",
             records=self.feed.records,
             total=ledger.total,
             balanced=ledger.balanced,

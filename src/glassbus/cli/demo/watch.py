@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Literal
 
 from glassbus import facts as f
 from glassbus.cli.common import duration, printable
+from glassbus.cli.demo.sayings import Mood, saying
 from glassbus.errors import ErrorCategory, ErrorReport
 from glassbus.facts import Fact
 from glassbus.observer import ALL_FACTS, Observer
-
-Mood = Literal["good", "warn", "bad", "dim"]
 
 #: News that the screen can go back to.
 _NEWS_MAX = 200
@@ -143,6 +141,10 @@ class Watch(Observer):
                 self.tell(fact.at, "good", f"{subscription}: dead letter replayed", f"replayed {subscription}")
             case f.ObserverFailed():
                 self.tell(fact.at, "bad", f"observer {fact.observer} raised: {printable(fact.error, 160)}", "observer")
+            case _:
+                said_of = saying(fact)
+                if said_of is not None:
+                    self.tell(fact.at, *said_of)
 
     # The four that are counted as well as told
 
