@@ -4,6 +4,7 @@ Every error, every recovery attempt and every breaker transition is a fact that
 logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
 """
 
+from glassbus.blocking import CircuitBreaker, ErrorRecoveryManager
 from glassbus.bus import Drained, MessageBus, default_observers, telemetry_observers
 from glassbus.codec import Codec
 from glassbus.config import KillSwitch, Overflow
@@ -81,6 +82,7 @@ __all__ = [
     "BreakerState",
     "BusNotRunning",
     "BusOverloaded",
+    "CircuitBreaker",
     "Codec",
     "ConfigurationError",
     "DeadLetter",
@@ -88,6 +90,7 @@ __all__ = [
     "Drained",
     "ErrorCategory",
     "ErrorLogger",
+    "ErrorRecoveryManager",
     "ErrorReport",
     "ErrorSeverity",
     "Fact",

@@ -291,12 +291,13 @@ class IntakeResumed(_Fact, frozen=True, kw_only=True):
 
 
 class RecoveryStarted(_Fact, frozen=True, kw_only=True):
-    """A recovery of a component other than a handler began. `target`: the endpoint, subscription or source.
+    """A recovery of a component began. `target`: the endpoint, subscription or source.
 
-    Recoveries of single deliveries are RetryScheduled and RecoveryEnded.
+    Recoveries of single deliveries are RetryScheduled and RecoveryEnded; `handler` is a message that a program
+    gave to its `ErrorRecoveryManager`.
     """
 
-    component: Literal["endpoint", "queue", "resources", "configuration"]
+    component: Literal["handler", "endpoint", "queue", "resources", "configuration"]
     category: ErrorCategory
     action: str
     target: str
@@ -310,7 +311,7 @@ class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
     `duration_s` is from the first failure.
     """
 
-    component: Literal["endpoint", "queue", "resources", "configuration"]
+    component: Literal["handler", "endpoint", "queue", "resources", "configuration"]
     category: ErrorCategory
     action: str
     target: str
