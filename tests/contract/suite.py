@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import nats_kit
+
 from glassbus.bus import MessageBus
 from glassbus.clock import Clock
 from glassbus.config import Overflow, Settings, addresses
@@ -42,6 +44,8 @@ class Backend:
     url: Callable[[Path], str]
     #: Whether what it holds at a close is there again at the next open of the same place.
     keeps: bool
+    #: Whether the disk that its messages are on is ours to see.
+    disk: bool = False
     options: dict[str, Any] = field(default_factory=dict)
 
     def make(self, clock: Clock, place: Path) -> Transport:
@@ -58,7 +62,14 @@ BACKENDS = [
         Features(durable=True, multi_process=True, level=Level.PROCESS, ladder=True),
         lambda place: f"sqlite:///{place / 'store.db'}",
         keeps=True,
+        disk=True,
         options={"durability": "process"},
+    ),
+    Backend(
+        "nats",
+        Features(durable=True, multi_process=True, level=Level.PROCESS),
+        lambda place: f"{nats_kit.shared().url}/{nats_kit.store_name(place)}",
+        keeps=True,
     ),
 ]
 

@@ -334,6 +334,6 @@ def test_free_space_is_told_where_there_is_a_disk(store: Store) -> None:
     async def scenario(house: House) -> None:
         async with house.bus() as bus:
             free = bus.disk_free_bytes()
-            assert (free is not None and free > 0) == bus._transport.features.durable
+            assert (free is not None and free > 0) == store.backend.disk
 
     store.run_bus(scenario)

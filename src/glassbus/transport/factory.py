@@ -7,14 +7,24 @@ from collections.abc import Sequence
 from glassbus.clock import Clock
 from glassbus.config import Address, Settings
 from glassbus.errors import ConfigurationError
-from glassbus.transport import Transport
+from glassbus.transport import Supervise, Transport
 from glassbus.transport.memory import MemoryTransport
 
 
 def make_transport(
-    addresses: Sequence[Address], *, settings: Settings, clock: Clock, durability: str = "disk"
+    addresses: Sequence[Address],
+    *,
+    settings: Settings,
+    clock: Clock,
+    durability: str = "disk",
+    supervise: Supervise | None = None,
 ) -> Transport:
-    """The transport for `addresses`; does no I/O. Raises ConfigurationError."""
+    """The transport for `addresses`; does no I/O. Raises ConfigurationError.
+
+    `supervise` makes what keeps a broker's transport connected.
+    """
+    if any(address.scheme == "nats" for address in addresses):
+        return _nats(addresses, settings, clock, supervise)
     if len(addresses) > 1:
         raise ConfigurationError("a failover set needs a broker transport; memory:// and sqlite:// take one URL")
     address = addresses[0]
@@ -44,3 +54,15 @@ def make_transport(
     if wanted not in ("disk", "process"):
         raise ConfigurationError(f"durability must be 'disk' or 'process', not {wanted!r}")
     return SqliteTransport(path, clock=clock, durability="disk" if wanted == "disk" else "process")
+
+
+def _nats(addresses: Sequence[Address], settings: Settings, clock: Clock, supervise: Supervise | None) -> Transport:
+    if any(address.scheme != "nats" for address in addresses):
+        raise ConfigurationError("a failover set is of one kind: nats:// URLs go with nats:// URLs only")
+    try:
+        from glassbus.transport.nats import NatsTransport
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "nats":
+            raise
+        raise ConfigurationError("nats:// needs nats-py: pip install 'glassbus[nats]'") from error
+    return NatsTransport(addresses, clock=clock, name=settings.name, supervise=supervise)

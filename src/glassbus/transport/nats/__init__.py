@@ -1,0 +1,7 @@
+"""The transport of `nats://`: a bus in one JetStream stream, followed and folded by every process (ADR 0008)."""
+
+from __future__ import annotations
+
+from glassbus.transport.nats.transport import LEASE_S, NatsTransport
+
+__all__ = ["LEASE_S", "NatsTransport"]

@@ -1,0 +1,577 @@
+"""The NATS thread: its event loop, its connection, and the state that follows the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from glassbus.clock import Clock
+from glassbus.config import Address, Credentials
+from glassbus.errors import (
+    EndpointRefused,
+    EndpointUnreachable,
+    GlassbusError,
+    PublishUncertain,
+    StoreCorrupt,
+    TransportError,
+    safe_text,
+)
+from glassbus.facts import DeliveryExpired, TransportRecovered, transport_failed
+from glassbus.message import Envelope
+from glassbus.transport import Hold
+from glassbus.transport.nats import records as r
+from glassbus.transport.nats import snapshot
+from glassbus.transport.nats.backlog import Backlog
+from glassbus.transport.nats.connection import Link, StoreRefused
+from glassbus.transport.nats.contents import Contents, at_hand
+from glassbus.transport.nats.follower import SILENCE_S, Follower
+from glassbus.transport.nats.mailbox import Mailbox
+from glassbus.transport.nats.requests import Answers, Close, Publish, Request
+from glassbus.transport.nats.rounds import Rounds
+from glassbus.transport.nats.sending import Sending, bears
+from glassbus.transport.nats.state import Book, Row
+from glassbus.transport.nats.stream import Place, ensure
+from glassbus.transport.nats.sweeping import Sweeper
+from glassbus.transport.nats.view import NEVER, View
+
+Result = TypeVar("Result")
+
+_RETRY_S = 0.25
+_RETRY_MAX_S = 10.0
+_WATCH_S = 1.0
+#: How long a message that could not be read is tried again, in seconds.
+_READ_AGAIN_S = 0.2
+_NOBODY = Envelope("", "", b"", "", {})
+
+
+class Engine:
+    """The thread and what it holds.
+
+    `start`, `put`, `run`, `abandon` and `join` are for the bus's loop; `lock` for whoever reads `view` on another
+    thread; the rest runs on the thread. `post` takes answers to the bus's loop, in order.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        clock: Clock,
+        post: Callable[[Answers], bool],
+        *,
+        lease_s: float,
+        name: str,
+    ) -> None:
+        self.place = place
+        self.mailbox = Mailbox(clock)
+        self.lock = threading.Lock()
+        self.view = View(clock, self._held)
+        self._clock = clock
+        self._post_to_loop = post
+        self._name = name
+        self._backlog = Backlog()
+        self._rounds = Rounds(
+            place,
+            clock,
+            self._backlog,
+            self.view,
+            lease_s=lease_s,
+            hand_out=self._hand_out,
+            expired=self._expired,
+        )
+        self.contents = Contents(place, self.need_link)
+        self._sweeper = Sweeper(place, self.need_link)
+        self._answers = Answers()
+        self._link: Link | None = None
+        self._follower: Follower | None = None
+        self._sending: Sending | None = None
+        self._strays: dict[int, Sending] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._created: dict[str, str] = {}  # by address: which stream it was
+        self._loaded = ""  # the stream that `view` was read from
+        self._holds: dict[str, Hold] | None = None  # as they were told
+        self._failed_since: float | None = None
+        self._failures = 0
+        self._closing = False
+        self._over = False
+        self._broken: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._running = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="glassbus-nats", daemon=True)
+
+    # For the bus's loop
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._clock.attach(self.mailbox)
+        self.mailbox.ask_barrier = self._ask_barrier
+        self._thread.start()
+        self._running.wait()
+
+    def put(self, request: Request) -> None:
+        """Hand a request over; `mailbox.wake` must follow. Does not block."""
+        self.mailbox.put(request)
+        if self.mailbox.closed:
+            self._refuse_rest(TransportError("the store is closed"))
+
+    def run(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Future[Result]:
+        """Run a coroutine on the thread; virtual time stands still until it has ended."""
+        self.mailbox.begin()
+        coroutine = make()
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            self.mailbox.end()
+            raise TransportError("the store is closed") from None
+
+    def abandon(self) -> None:
+        """Stop as soon as possible: the deadline of `close` has passed."""
+        self._over = True
+        self.mailbox.wake()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread's end. It blocks, briefly once `close` has been answered."""
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._clock.detach(self.mailbox)
+            self.mailbox.close()
+            self._running.set()
+            self._refuse_rest(self._broken or TransportError("the store is closed"))
+
+    def _refuse_rest(self, error: BaseException) -> None:
+        answers = Answers()
+        self._backlog.take(self.mailbox.items)
+        refusal = error if isinstance(error, GlassbusError) else TransportError(f"the store cannot go on: {error}")
+        self._backlog.refuse_all(answers, refusal)
+        if answers:
+            self._post_to_loop(answers)
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.mailbox.attach(self._loop)
+        self._running.set()
+        watch = self._spawn(self._watch(), counted=False)
+        try:
+            while not self._over:
+                self._step()
+                await self._rest()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the bus is told and nobody waits for ever
+            self._broken = error
+            self._answers.broken = error
+            self._post()
+        finally:
+            watch.cancel()
+            await self.hang_up()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _step(self) -> None:
+        """Take what has come, and send the next entry if none is under way."""
+        backlog = self._backlog
+        backlog.take(self.mailbox.items)
+        if backlog.close is not None and not self._closing:
+            self._closing = True
+            with self.lock:
+                backlog.closing(self._answers)
+        if self._link is None:
+            if backlog.publishes or backlog.calls:
+                backlog.disconnected(EndpointUnreachable("there is no connection; nothing was sent"), self._answers)
+        elif self._sending is None and not self._over:
+            with self.lock:
+                sending = self._rounds.compose(self._answers, closing=self._closing)
+                self._sending = sending
+            if sending is not None:
+                self._spawn(self._send(self._link, sending))
+        backlog.flushed(self._answers)
+        self._post()
+
+    async def _rest(self) -> None:
+        connected = self._link is not None
+        due = housekeeping = NEVER
+        if connected and self._sending is None:
+            with self.lock:
+                due, housekeeping = self._rounds.next_due()
+        now = self._clock.monotonic()
+        # A clock that tests move is not asked to stop for housekeeping, which never ends, unless
+        # there are others to look after.
+        asked = min(due, housekeeping) if len(self.view.fold.owners) > 1 else due
+        await self.mailbox.sleep(
+            max(0.0, min(due, housekeeping) - now),
+            None if asked == NEVER else asked,
+            idle=self._sending is None or not connected,
+        )
+
+    def _post(self) -> None:
+        if self._answers:
+            answers, self._answers = self._answers, Answers()
+            if not self._post_to_loop(answers) and self._backlog.close is None:
+                self._backlog.close = Close(None)  # nobody is there any more: give back what is ours
+
+    def _spawn(self, work: Coroutine[Any, Any, None], *, counted: bool = True) -> asyncio.Task[None]:
+        """Run `work` beside the rest; `counted`: virtual time stands still until it has ended."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        if counted:
+            self.mailbox.begin()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                self._break(task.exception())
+            if counted:
+                self.mailbox.end()
+
+        task.add_done_callback(ended)
+        return task
+
+    def _break(self, error: BaseException | None) -> None:
+        """The store cannot go on."""
+        if self._broken is None and error is not None:
+            self._broken = error
+            self._answers.broken = error
+            self._post()
+            self._over = True
+            self.mailbox.stir()
+
+    # Sending, and the verdict
+
+    async def _send(self, link: Link, sending: Sending) -> None:
+        try:
+            await asyncio.gather(*(link.store(subject, body) for subject, body in sending.bodies))
+        except StoreRefused as error:
+            self._refused(sending, error)
+            return
+        except TransportError as error:
+            link.fail(_loss(error))
+            return
+        sending.sent = True
+        entries = sending.entries(self._clock.wall())
+        stores = []
+        for entry in entries:
+            subject = self.place.bearing if bears(entry) else self.place.plain
+            stores.append(link.store(subject, r.encode(entry)))
+        answers = await asyncio.gather(*stores, return_exceptions=True)
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        refusals = [failure for failure in failures if isinstance(failure, StoreRefused)]
+        if isinstance(answers[-1], StoreRefused):
+            self._refused(sending, answers[-1])
+        elif len(refusals) < len(failures):
+            link.fail(_loss(next(f for f in failures if not isinstance(f, StoreRefused))))
+
+    def _refused(self, sending: Sending, error: StoreRefused) -> None:
+        """Certainly not stored: tell who cannot wait, and try the rest again."""
+        if self._sending is not sending:
+            return
+        self._sending = None
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        if self._failed_since is None:
+            self._failed_since = now
+            self._answers.facts.append(transport_failed(wall, "store", error))
+        self._failures += 1
+        with self.lock:
+            self._rounds.retry_at = now + min(_RETRY_MAX_S, _RETRY_S * 2 ** min(self._failures - 1, 8))
+            self._rounds.failed(sending, error, self._answers)
+        self._post()
+        self.mailbox.stir()
+
+    def _on_entry(self, seq: int, stored: bytes) -> None:
+        """An entry was read: let it take effect, and if it is ours, answer who asked for it."""
+        entry = r.decode(stored, f"entry {seq} of the stream {self.place.stream}")
+        rounds = self._rounds
+        with self.lock:
+            verdicts = self.view.fold.apply(entry, seq)
+            rounds.signs[entry.owner] = self._clock.monotonic()
+            if entry.owner == rounds.token:
+                self._ours(entry, verdicts)
+            elif rounds.token not in self.view.fold.owners and rounds.holding:
+                self._expelled()
+        self._sweeper.read(seq, len(stored))
+        self.mailbox.stir()
+
+    def _ours(self, entry: r.Entry, verdicts: list[Any] | None) -> None:
+        sending = self._sending
+        if sending is not None and sending.number == entry.number:
+            self._sending = None
+        else:
+            sending = self._strays.pop(entry.number, None)
+            if sending is None:
+                return  # a part of a publish, or one that a later entry has made void
+        if verdicts is None:
+            self._expelled()
+            sending.undo()
+            return
+        for number in [n for n in self._strays if n < entry.number]:
+            del self._strays[number]
+        sending.finish(verdicts, self._answers)
+        if self._failed_since is not None:
+            after_s = self._clock.monotonic() - self._failed_since
+            self._answers.facts.append(TransportRecovered(at=self._clock.wall(), after_s=after_s))
+            self._failed_since, self._failures = None, 0
+        if self._rounds.left is not None:
+            self._over = True
+            self._backlog.flushed(self._answers)
+            self._backlog.closed(self._rounds.left, self._answers)
+            self._post()
+
+    def _expelled(self) -> None:
+        self._rounds.begin_anew()
+        self._strays.clear()
+
+    def _held(self, book: Book) -> None:
+        if self._holds is not None:
+            self._holds[book.name] = book.hold
+        if self.view.live:
+            self._answers.holds.append((book.name, book.hold))
+
+    # Messages to hand out
+
+    def _hand_out(self, name: str, rows: Sequence[Row]) -> None:
+        far: list[tuple[Row, Any]] = []
+        for row in rows:
+            envelope = at_hand(row)
+            delivery = self._rounds.delivery(row, envelope or _NOBODY)
+            if envelope is None:
+                far.append((row, delivery))
+            else:
+                self._give(name, delivery)
+        if far:
+            self._spawn(self._fetch_and_give(name, far))
+
+    def _give(self, name: str, delivery: Any) -> None:
+        waiting = self._rounds.waiters(name)
+        while waiting:
+            future = waiting.popleft()
+            if not future.done():
+                self._answers.claimed.append((future, delivery))
+                return
+        self._rounds.give_back(delivery)
+
+    async def _fetch_and_give(self, name: str, far: list[tuple[Row, Any]]) -> None:
+        envelopes = await self._read_at_last(lambda: self.contents.envelopes([row for row, _ in far]))
+        for (_, delivery), envelope in zip(far, envelopes, strict=True):
+            delivery.envelope = envelope
+            self._give(name, delivery)
+        self._post()
+        self.mailbox.stir()
+
+    async def _read_at_last(self, read: Callable[[], Awaitable[Result]]) -> Result:
+        """Read, however often the connection breaks under it. Raises StoreCorrupt."""
+        while True:
+            try:
+                return await read()
+            except StoreCorrupt:
+                raise
+            except TransportError:
+                # What it was to tell is told when there is a connection again; virtual time goes on meanwhile.
+                self.mailbox.end()
+                try:
+                    await asyncio.sleep(_READ_AGAIN_S)
+                finally:
+                    self.mailbox.begin()
+
+    def _expired(self, rows: Sequence[Row]) -> None:
+        self._spawn(self._tell_expired(list(rows)))
+
+    async def _tell_expired(self, rows: list[Row]) -> None:
+        envelopes = await self._read_at_last(lambda: self.contents.envelopes(rows))
+        wall = self._clock.wall()
+        for row, envelope in zip(rows, envelopes, strict=True):
+            delivery = self._rounds.delivery(row, envelope)
+            self._answers.facts.append(DeliveryExpired(at=wall, delivery=delivery))
+        self._post()
+
+    # The connection
+
+    def need_link(self) -> Link:
+        """The connection there is. Raises EndpointUnreachable when there is none."""
+        if self._link is None:
+            raise EndpointUnreachable("there is no connection")
+        return self._link
+
+    async def dial(self, address: Address, credentials: Credentials | None) -> None:
+        """See `Dialer`."""
+        await self.hang_up()
+        link = Link(address, self._lost)
+        try:
+            await link.connect(self._name, credentials)
+            await self._follow(link, str(address))
+        except BaseException:
+            await link.close()
+            await self._follow_no_more()
+            raise
+        self._link = link
+        with self.lock:
+            self._rounds.max_payload = link.max_payload
+            self._connected()
+        self.mailbox.stir()
+
+    async def _follow(self, link: Link, where: str) -> None:
+        """Read the stream as far as it goes, from where we are in it, or from its newest snapshot."""
+        found = await ensure(link, self.place, make=where not in self._created)
+        self._created[where] = found.created
+        self._sweeper.limit(found)
+        if self._loaded != found.created:
+            self._forget_all()
+        for _ in range(5):
+            _, head = await snapshot.read_head(link, self.place)
+            if head is not None and head.seq > self.view.fold.seq:
+                whole = await snapshot.read(link, self.place, head)
+                if whole is None:
+                    continue
+                self._forget_all()
+                with self.lock:
+                    snapshot.load(self.view.fold, whole)
+            self._loaded = found.created
+            began = self.view.fold.seq
+            follower = Follower(
+                link,
+                self.place.stream,
+                self.place.entries,
+                self.view.fold.seq,
+                self._on_entry,
+                lambda error: self._reading_failed(link, error),
+            )
+            self._follower = follower
+            await follower.catch_up()
+            _, after = await snapshot.read_head(link, self.place)
+            if after is None or after.seq <= began or after == head:
+                self._sweeper.head_seq = after.seq if after is not None else 0
+                return
+            # A newer snapshot came meanwhile, so what is before it may have been deleted before we read it.
+            await follower.close()
+            self._forget_all()
+        raise EndpointUnreachable(f"the store on {where} changes faster than it can be read")
+
+    def _forget_all(self) -> None:
+        """Begin with nothing: another stream, or one that went on too far without us."""
+        with self.lock:
+            self.view = self._rounds.view = View(self._clock, self._held)
+            self._loaded = ""
+
+    def _connected(self) -> None:
+        """All that is in the stream was read: what of ours is not in it was not stored."""
+        self.view.live = True
+        before, self._holds = self._holds, {name: book.hold for name, book in self.view.fold.books.items()}
+        # What was read of the past is no news, but what changed while we were away is.
+        self._answers.holds = [
+            (name, hold) for name, hold in self._holds.items() if before is not None and before.get(name, hold) != hold
+        ]
+        now = self._clock.monotonic()
+        for token in self.view.fold.owners:
+            self._rounds.signs[token] = now
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            self._strays[sending.number] = sending
+            sending.undo()
+        if self._rounds.holding or self._strays:
+            if not self._rounds.registered:
+                self._expelled()
+            else:
+                self._rounds.fence = self._rounds.reconcile = True
+
+    def _reading_failed(self, link: Link, error: Exception) -> None:
+        if isinstance(error, EndpointUnreachable | EndpointRefused):
+            link.fail(error)
+        else:
+            self._break(error)
+
+    def _lost(self, error: EndpointUnreachable | EndpointRefused) -> None:
+        """The connection broke: who waits for an answer that may never come is told so."""
+        self._link = None
+        if self._follower is not None:
+            self._spawn(self._follow_no_more(), counted=False)
+        self.view.live = False
+        sending = self._sending
+        if sending is not None:
+            text = safe_text(error)
+            for publish in sending.publishes:
+                if not publish.future.done():
+                    publish.uncertain = True  # so that it is not sent again
+                    self._answers.failed.append((publish.future, _doubt(publish, text) if sending.sent else error))
+            uncertain_call = EndpointUnreachable(f"it is not known whether it was stored: {text}")
+            self._answers.failed.extend((call.future, uncertain_call) for call in sending.calls)
+        self._answers.lost = error
+        self._post()
+        self.mailbox.stir()
+
+    async def _follow_no_more(self) -> None:
+        follower, self._follower = self._follower, None
+        if follower is not None:
+            await follower.close()
+
+    async def hang_up(self) -> None:
+        """See `Dialer`."""
+        await self._follow_no_more()
+        link, self._link = self._link, None
+        self.view.live = False
+        if link is not None:
+            await link.close()
+            self.mailbox.stir()
+
+    async def _watch(self) -> None:
+        """Whether the server still sends, and whether entries are to be swept up. In real time."""
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            link, follower = self._link, self._follower
+            if link is None or follower is None:
+                continue
+            if follower.silent_s > SILENCE_S:
+                link.fail(EndpointUnreachable(f"{link.address} sent nothing for {SILENCE_S:.0f} s"))
+                continue
+            await self._sweep(link)
+
+    async def _sweep(self, link: Link) -> None:
+        try:
+            with self.lock:
+                self._rounds.storage_full = self._sweeper.full
+            swept = await self._sweeper.look(link, self.view.fold, self._rounds.token)
+            if swept:
+                self._rounds.swept = swept
+                self.mailbox.stir()
+        except StoreRefused as error:
+            self._answers.facts.append(transport_failed(self._clock.wall(), "snapshot", error))
+            self._post()
+        except TransportError as error:
+            link.fail(_loss(error))
+
+    # Clocks that tests move
+
+    def _ask_barrier(self) -> bool:
+        """Have all read that is in the stream, if others may have written; whether that was asked."""
+        if self._follower is None or len(self.view.fold.owners) < 2:
+            return False
+        self.run(self._barrier).add_done_callback(lambda _: self.mailbox.end())
+        return True
+
+    async def _barrier(self) -> None:
+        follower = self._follower
+        if follower is None:
+            return
+        try:
+            await follower.barrier()
+        except TransportError:
+            return  # the connection broke, which is told elsewhere
+        finally:
+            self.mailbox.stir()
+
+
+def _doubt(publish: Publish, cause: str) -> PublishUncertain:
+    doubt = PublishUncertain(publish.batch[0].id, cause)
+    doubt.message_ids = tuple(envelope.id for envelope in publish.batch)
+    return doubt
+
+
+def _loss(error: BaseException) -> EndpointUnreachable | EndpointRefused:
+    if isinstance(error, EndpointUnreachable | EndpointRefused):
+        return error
+    return EndpointUnreachable(safe_text(error))
