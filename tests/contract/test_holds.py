@@ -8,7 +8,8 @@ import pytest
 from suite import SOON_S, Desk, Store
 
 from glassbus.errors import UnknownSubscription
-from glassbus.transport import Hold
+from glassbus.message import Priority
+from glassbus.transport import Hold, hold_back_low
 
 
 @pytest.mark.parametrize("hold", [Hold(paused=True), Hold(forced="forced_open"), Hold(True, "forced_open")])
@@ -95,5 +96,31 @@ def test_an_unknown_subscription_cannot_be_held(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         with pytest.raises(UnknownSubscription):
             await desk.transport.set_hold("nobody", paused=True)
+
+    store.run(scenario)
+
+
+def test_low_priority_can_be_held_back_alone_and_is_handed_out_again(store: Store) -> None:
+    async def scenario(desk: Desk) -> None:
+        if not hold_back_low(desk.transport, "nothing yet", False):
+            pytest.skip("this transport hands out every priority or none")
+        await desk.declare()
+        await desk.publish(b"low 1", priority=Priority.LOW)
+        hold_back_low(desk.transport, "s", True)
+        await desk.nothing()
+        waiting = [asyncio.ensure_future(desk.transport.claim("s")) for _ in range(2)]
+        await desk.publish(b"low 2", priority=Priority.LOW)
+        await asyncio.sleep(SOON_S)
+        assert not any(claim.done() for claim in waiting)
+        await desk.publish(b"normal")
+        await desk.publish(b"high", priority=Priority.HIGH)
+        async with asyncio.timeout(SOON_S):
+            assert {d.envelope.body for d in await asyncio.gather(*waiting)} == {b"normal", b"high"}
+        assert desk.account().ready == 2
+        waiting = [asyncio.ensure_future(desk.transport.claim("s")) for _ in range(2)]
+        await asyncio.sleep(SOON_S)
+        hold_back_low(desk.transport, "s", False)
+        async with asyncio.timeout(SOON_S):
+            assert {d.envelope.body for d in await asyncio.gather(*waiting)} == {b"low 1", b"low 2"}
 
     store.run(scenario)

@@ -28,18 +28,24 @@ CYCLE: tuple[int, ...] = _cycle()
 class PriorityTurn:
     """Says which priority is next. Priorities without messages give their turn to the highest that has some."""
 
-    __slots__ = ("_at",)
+    __slots__ = ("_at", "_orders")
 
     def __init__(self) -> None:
         self._at = -1
+        self._orders = _ORDERS
+
+    def hold_back_low(self, held: bool) -> None:
+        """Leave LOW out until further notice, or no longer."""
+        self._orders = _WITHOUT_LOW if held else _ORDERS
 
     def order(self) -> tuple[int, ...]:
         """Priorities in the order to try for one claim; the first is the one whose turn it is."""
         self._at = at = (self._at + 1) % _TURNS
-        return _ORDERS[at]
+        return self._orders[at]
 
 
 _TURNS = len(CYCLE)
 _ORDERS: tuple[tuple[int, ...], ...] = tuple(
     (first, *(int(p) for p in sorted(Priority, reverse=True) if p != first)) for first in CYCLE
 )
+_WITHOUT_LOW = tuple(tuple(p for p in order if p != Priority.LOW) for order in _ORDERS)

@@ -11,14 +11,14 @@ All methods belong to the bus's event loop unless they say otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from glassbus.config import Address, Credentials, Overflow
 from glassbus.errors import ErrorReport
 from glassbus.facts import Delivery, Fact
-from glassbus.message import Envelope, Level, Priority
+from glassbus.message import Envelope, Level
 from glassbus.policy.delivery import Decision
 from glassbus.policy.ledger import Audit, Ledger
 
@@ -72,10 +72,14 @@ class Hold(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """The outcome of one publish: the queues it went to, or that the id was known."""
+    """The outcome of one publish: the queues it went to, or that the id was known.
+
+    `spooled`: it is in a local spool for now, stored at this level; the queues are those last known.
+    """
 
     subscriptions: tuple[str, ...]
     duplicate: bool = False
+    spooled: Level | None = None
 
 
 class QueueState(msgspec.Struct, frozen=True):
@@ -148,19 +152,32 @@ class Listener(Protocol):
         """The store cannot go on (corrupt, or gone): the bus must stop."""
 
 
-class HoldsBack(Protocol):
-    """What a transport may also be able to do."""
+class Grows(Protocol):
+    """What a transport may also be able to do: see `Features.ladder`."""
 
-    def hold_back(self, name: str, below: int, /) -> None:
-        """Claims of `name` by this process get nothing of a priority less than `below` from now on; 0 ends that."""
+    #: Whether full queues may grow for publishers of this process. May be set on any thread.
+    may_grow: bool
+
+
+def let_grow(transport: object, allowed: bool) -> None:
+    """Have `transport` take the rung "expand" of the overflow ladder, if it has one, or leave it out."""
+    if hasattr(transport, "may_grow"):
+        transport.may_grow = allowed
+
+
+class HoldsBackLow(Protocol):
+    """What a transport may be able to do besides."""
+
+    def hold_back_low(self, name: str, held: bool, /) -> None:
+        """Hand this process no LOW message of `name` from now on, or hand them out again. Does not block or raise."""
 
 
 def hold_back_low(transport: object, name: str, held: bool) -> bool:
     """Have `transport` keep LOW messages of `name` waiting, or hand them out again; False when it cannot."""
-    hold_back = getattr(transport, "hold_back", None)
-    if hold_back is None:
+    ask = getattr(transport, "hold_back_low", None)
+    if ask is None:
         return False
-    hold_back(name, int(Priority.NORMAL) if held else int(Priority.LOW))
+    ask(name, held)
     return True
 
 
@@ -258,6 +275,14 @@ class Transport(Protocol):
 
     def disk_free_bytes(self) -> int | None:
         """Free space where messages are stored; None when there is no disk. May be called on any thread."""
+
+
+@runtime_checkable
+class Spools(Protocol):
+    """What a transport with a local spool before it can say besides."""
+
+    def spooled(self) -> int:
+        """Messages that wait there to be forwarded. May be called on any thread."""
 
 
 class Dialer(Protocol):

@@ -81,6 +81,7 @@ class MemoryTransport:
     def __init__(self, *, clock: Clock, spill_dir: str | None = None, name: str = "default") -> None:
         self.features = Features(durable=False, multi_process=False, level=Level.MEMORY, ladder=True)
         self.address = "memory://"
+        self.may_grow = True
         self._clock = clock
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
         self._queues: dict[str, Queue] = {}
@@ -283,7 +284,10 @@ class MemoryTransport:
         incoming = _by_queue(fresh)
         for queue in incoming:
             self._look_at(queue, now)
-        todo = plans({queue: [fresh[place][0].priority for place in places] for queue, places in incoming.items()})
+        todo = plans(
+            {queue: [fresh[place][0].priority for place in places] for queue, places in incoming.items()},
+            may_grow=self.may_grow,
+        )
         refused = next((plan.queue for plan in todo if plan.step.rung is Rung.REFUSE), None)
         if line is not None:
             self._listener.state(
@@ -414,6 +418,13 @@ class MemoryTransport:
         self._arm(min(_WALL_LOOK_S, expires_at - self._clock.wall() + _EXPIRY_GROUP_S))
 
     # Claiming and settling
+
+    def hold_back_low(self, name: str, held: bool, /) -> None:
+        queue = self._queues.get(name)
+        if queue is not None:
+            queue.turn.hold_back_low(held)
+            for _ in range(0 if held else min(len(queue.claimers), len(queue.ready[Priority.LOW]))):
+                queue.wake()
 
     def claim_now(self, name: str, /) -> Delivery | None:
         queue = self._queues.get(name) or self._queue(name)

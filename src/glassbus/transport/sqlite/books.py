@@ -100,6 +100,8 @@ class Books:
         self.owners: dict[int, Owner] = {}
         self.changed_holds: dict[str, Hold] = {}
         self.dirty: set[Queue] = set()
+        #: Subscriptions of which this process takes no LOW messages for now. Set by the loop, read by the writer.
+        self.low_held_back: set[str] = set()
         self.expanded: set[Queue] = set()
         self.next_id = 1
         self.watermark = 0

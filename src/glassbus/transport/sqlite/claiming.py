@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from glassbus.facts import Delivery
+from glassbus.message import Priority
 from glassbus.transport.sqlite.books import Fresh, Held, Queue
 from glassbus.transport.sqlite.schema import FREE, KEYED, SUSPECT
 from glassbus.transport.sqlite.sql import numbers, select, texts
@@ -111,7 +112,8 @@ class Claiming:
         if queue.suspects or (self._txn.suspects and any(h.suspect and h.queue is queue for h in self._running())):
             return self._match_suspect(lanes, waiting)
         self._look_for_stored(lanes)
-        lane = self._only_lane(lanes)
+        least = Priority.NORMAL if queue.name in self._txn.books.low_held_back else Priority.LOW
+        lane = self._only_lane(lanes) if least == Priority.LOW else None
         if lane is not None:
             return self._match_fresh(lanes, lane, waiting)
         given = False
@@ -122,6 +124,8 @@ class Claiming:
                 continue
             found = None
             for priority in turn.order():
+                if priority < least:
+                    continue
                 found = self._next_stored(lanes, priority, len(waiting)) or self._next_fresh(
                     lanes, lanes.fresh[priority]
                 )

@@ -109,6 +109,15 @@ class SqliteTransport:
         self._state: Literal["new", "open", "closed"] = "new"
         self._last: tuple[Ledger, dict[str, QueueState]] | None = None
 
+    @property
+    def may_grow(self) -> bool:
+        """Whether full queues may grow for publishers of this process. Any thread."""
+        return self._writer.may_grow
+
+    @may_grow.setter
+    def may_grow(self, allowed: bool) -> None:
+        self._writer.may_grow = allowed
+
     # Opening and closing
 
     async def open(self, listener: Listener, /) -> None:
@@ -226,6 +235,15 @@ class SqliteTransport:
     async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
         return await self._call(lambda txn: admin.set_hold(txn, name, paused, forced))
 
+    def hold_back_low(self, name: str, held: bool, /) -> None:
+        if self._state != "open" or self._process != os.getpid():
+            return
+        self._writer.hold_back_low(name, held)
+        future: asyncio.Future[None] = self._loop.create_future()
+        # A transaction now; should it fail, the next one does as well.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._put(Call(lambda txn: None, future))
+
     async def _call(self, work: Callable[[Transaction], Result]) -> Result:
         self._check()
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -311,6 +329,10 @@ class SqliteTransport:
         if self._last is None:
             raise TransportError(f"{self.address} is not open")
         return self._last
+
+    async def body_bytes(self) -> int:
+        """The size of all payloads stored, dead letters included. Reads every message's header."""
+        return await self._read(lambda reader: reader.body_bytes())
 
     async def audit(self) -> Audit:
         return await self._read(lambda reader: reader.audit())

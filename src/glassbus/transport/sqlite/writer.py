@@ -75,6 +75,19 @@ class Writer:
         if self.mailbox.closed:
             self._refuse_all(TransportError(f"the store {self._store.name} is closed"))
 
+    def hold_back_low(self, name: str, held: bool) -> None:
+        """Takes effect in the next transaction."""
+        names = self._rounds.books.low_held_back
+        (names.add if held else names.discard)(name)
+
+    @property
+    def may_grow(self) -> bool:
+        return self._rounds.may_grow
+
+    @may_grow.setter
+    def may_grow(self, allowed: bool) -> None:
+        self._rounds.may_grow = allowed
+
     def abandon(self) -> None:
         """Stop as soon as possible: the deadline of `close` has passed."""
         self._abandoned = True
