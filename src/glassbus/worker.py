@@ -397,12 +397,13 @@ class Worker:
         else:
             self.gate.failed(delivery, slot.permit, caught)
         retryable = not undecodable and not issubclass(type(error), self.subscription.retry.dead_letter_on)
-        retry = self._recovery.retry_for(report.category)
+        category = report.category  # kept: an observer that is shown the report may write on it
+        retry = self._recovery.retry_for(category)
         self._settle(delivery, Failed(report, duration_s, retryable, self._monotonic() - caught), retry)
         if slot.expired:
             self._recovery.timed_out(slot.allowed_s)
-        self._recovery.failed(delivery, report.category, error, slot.started)
-        self._handling(report.category).observe(self._monotonic() - caught)
+        self._recovery.failed(delivery, category, error, slot.started)
+        self._handling(category).observe(self._monotonic() - caught)
         if foreign:
             raise asyncio.CancelledError
 

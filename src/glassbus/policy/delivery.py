@@ -228,7 +228,8 @@ def _dead_letter(
         State.DEAD_LETTERED,
         attempt,
         first_failed_at=delivery.first_failed_at or now,
-        report=report,
+        # A copy: what is kept does not change with what observers do to the report that they are shown.
+        report=msgspec.structs.replace(report, context=dict(report.context)),
         reason=reason,
         facts=(*before, *_recovery_ended(delivery, "failed", now), dead),
     )
