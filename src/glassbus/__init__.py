@@ -7,7 +7,7 @@ logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
 from glassbus.blocking import CircuitBreaker, ErrorRecoveryManager
 from glassbus.bus import Drained, MessageBus, default_observers, telemetry_observers
 from glassbus.codec import Codec
-from glassbus.config import KillSwitch, Overflow
+from glassbus.config import Credentials, KillSwitch, Overflow, Spool
 from glassbus.deadletters import DeadLetter
 from glassbus.errors import (
     AttemptsSpent,
@@ -15,6 +15,8 @@ from glassbus.errors import (
     BusNotRunning,
     BusOverloaded,
     ConfigurationError,
+    EndpointRefused,
+    EndpointUnreachable,
     ErrorCategory,
     ErrorReport,
     ErrorSeverity,
@@ -35,6 +37,7 @@ from glassbus.errors import (
     PublishRejected,
     PublishUncertain,
     QueueFull,
+    SpoolFull,
     StorageFull,
     StoreCorrupt,
     StoreLocked,
@@ -44,16 +47,19 @@ from glassbus.errors import (
     TransportError,
     UnknownDeadLetter,
     UnknownSubscription,
+    WouldBlockLoop,
 )
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Level, Message, Outgoing, Priority, Receipt
 from glassbus.observer import Observer, Propagator
 from glassbus.policy.breaker import BreakerState
+from glassbus.policy.failover import Reconnect
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.retry import Retry
 from glassbus.policy.timeouts import AdaptiveTimeout
 from glassbus.record.errorlog import ErrorLogger
 from glassbus.record.logs import LoggingObserver
+from glassbus.recovery.connections import Connection
 from glassbus.recovery.health import Health, HealthStatus
 
 
@@ -85,9 +91,13 @@ __all__ = [
     "CircuitBreaker",
     "Codec",
     "ConfigurationError",
+    "Connection",
+    "Credentials",
     "DeadLetter",
     "Delivery",
     "Drained",
+    "EndpointRefused",
+    "EndpointUnreachable",
     "ErrorCategory",
     "ErrorLogger",
     "ErrorRecoveryManager",
@@ -125,7 +135,10 @@ __all__ = [
     "PublishUncertain",
     "QueueFull",
     "Receipt",
+    "Reconnect",
     "Retry",
+    "Spool",
+    "SpoolFull",
     "StorageFull",
     "StoreCorrupt",
     "StoreLocked",
@@ -135,5 +148,6 @@ __all__ = [
     "TransportError",
     "UnknownDeadLetter",
     "UnknownSubscription",
+    "WouldBlockLoop",
     "__version__",
 ]

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from glassbus.classification import Rule
 from glassbus.clock import Clock, default_clock
 from glassbus.codec import JSON, Codec, check_codecs
-from glassbus.config import KillSwitch, Overflow, Settings, addresses, default_state_dir
+from glassbus.config import Address, KillSwitch, Overflow, Settings, Spool, addresses, default_state_dir
 from glassbus.deadletters import DeadLetters
 from glassbus.errors import (
     BusNotRunning,
@@ -32,6 +32,7 @@ from glassbus.facts import (
     BusStarted,
     BusStopped,
     Fact,
+    OverflowHandled,
     SubscriptionDeclared,
     SubscriptionForgotten,
     SubscriptionPaused,
@@ -47,6 +48,7 @@ from glassbus.message import (
     check_pattern,
 )
 from glassbus.observer import Hub, Observer, safe_text
+from glassbus.policy.failover import Reconnect
 from glassbus.policy.ledger import Audit, Ledger
 from glassbus.policy.retry import Retry
 from glassbus.policy.timeouts import AdaptiveTimeout
@@ -55,15 +57,20 @@ from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.journal import Journal
 from glassbus.record.tally import PublishTally, Tally
+from glassbus.recovery.connections import Connection, EndpointBreaker
+from glassbus.recovery.credentials import CredentialsSource, check_source
+from glassbus.recovery.endpoint import EndpointSupervisor
+from glassbus.recovery.escalation import Escalation, Escalations
 from glassbus.recovery.guard import ComponentBreaker, ComponentBreakers
 from glassbus.recovery.handler import Shared
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
+from glassbus.recovery.queue import Growth
 from glassbus.recovery.resources import Intake
 from glassbus.recovery.sources import Source
 from glassbus.subscription import Subscription, make_subscription
 from glassbus.switches import Breakers
-from glassbus.transport import Forced, Hold, QueueState, Stored, Transport
+from glassbus.transport import Forced, Hold, Listener, QueueState, Spools, Stored, Transport, let_grow
 from glassbus.transport.factory import make_transport
 from glassbus.tuning import Reconfiguration
 from glassbus.worker import Worker
@@ -123,7 +130,10 @@ class MessageBus:
     classify exceptions before the built-in ones. `codecs` is an explicit list: the first that can encodes a payload
     (JSON where none is given; bytes go as they are), and handlers are given what another of the list can read.
     `configuration` is a callable, or a TOML or JSON file, with settings that `reload` changes while the bus runs (see
-    `glassbus.tuning`). `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for tests.
+    `glassbus.tuning`). For a broker: `credentials` is a function (plain or async) that gives new ones when those in use
+    are refused, `reconnect` says how its connection is watched and made again, and `spool` how much is kept in
+    `state_dir` while it is away. `escalation` says who must be told of what (see `Escalation`). `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for
+    tests.
 
     Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
     (recent failures and single messages' stories), `hub` (the observers).
@@ -147,6 +157,10 @@ class MessageBus:
         rules: Iterable[Rule] = (),
         codecs: Iterable[Codec] | None = None,
         configuration: Source | None = None,
+        credentials: CredentialsSource | None = None,
+        reconnect: Reconnect | None = None,
+        spool: Spool | None = None,
+        escalation: Escalation | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
         registry: Any = None,
@@ -165,6 +179,10 @@ class MessageBus:
         self.clock: Clock = clock if clock is not None else default_clock()
         self._monotonic, self._wall = self.clock.monotonic, self.clock.wall
         self._durability = durability
+        self._spool = spool
+        self._reconnect = reconnect
+        self._credentials = check_source(credentials)
+        self._endpoint: EndpointSupervisor | None = None
         self._transport = self._make_transport()
         self._level = self._transport.features.level
         self._patience_s = publish_timeout
@@ -174,6 +192,8 @@ class MessageBus:
         self.hub = Hub(self._wall)
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
+        self.escalations = Escalations(escalation or Escalation(), self.settings, self.hub, self.clock)
+        self._growth = Growth(self.component_breakers, lambda allowed: let_grow(self._transport, allowed))
         self._random = random.Random(seed)  # noqa: S311 - chance for jitter, not for secrets
         self._sites = FailureSites(tuple(rules), _OUR_FILES, self._rule_failed)
         self._subscriptions: dict[str, Subscription] = {}
@@ -202,13 +222,33 @@ class MessageBus:
         self.breakers = Breakers(self._workers, self._hold)
         self.observe(self.journal)
         self.observe(self._pulse)
+        self.observe(self.escalations)
         for make in (*default_observers, *(telemetry_observers if telemetry else ())):
             self.observe(make(self))
         for observer in observers:
             self.observe(observer)
 
     def _make_transport(self) -> Transport:
-        return make_transport(self._addresses, settings=self.settings, clock=self.clock, durability=self._durability)
+        return make_transport(
+            self._addresses,
+            settings=self.settings,
+            clock=self.clock,
+            durability=self._durability,
+            supervise=self._supervise,
+            spool=self._spool,
+        )
+
+    def _supervise(self, endpoints: Sequence[Address], listener: Listener) -> EndpointSupervisor:
+        self._endpoint = EndpointSupervisor(
+            endpoints,
+            listener.state,
+            breakers=self.component_breakers,
+            clock=self.clock,
+            uniform=self._random.random,
+            settings=self._reconnect,
+            credentials=self._credentials,
+        )
+        return self._endpoint
 
     def _rule_failed(self, rule: Rule, error: BaseException) -> None:
         self.hub.failed(rule, f"rule {shown(rule)}", error)
@@ -359,8 +399,10 @@ class MessageBus:
         """At each beat of the pulse."""
         self._learn()
         self.component_breakers.look()
+        self._growth.look(self._transport.queues)
         self.intake.look()
         self._reconfiguration.recovery.look()
+        self.escalations.look()
 
     def _look_at_intake(self) -> None:
         (self._bars.add if self.intake.paused else self._bars.discard)(self.intake)
@@ -381,6 +423,7 @@ class MessageBus:
         self._loop = get_running_loop()
         self._state = "starting"
         try:
+            await self.escalations.start()
             await self._transport.open(_Listener(self))
             await self._reconfiguration.recovery.start()
             for subscription in list(self._subscriptions.values()):
@@ -400,6 +443,7 @@ class MessageBus:
         try:
             await self._transport.close(_CLOSE_S)
         finally:
+            self.escalations.abandon()
             self._transport = self._make_transport()  # one is opened once
             self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
             self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
@@ -491,7 +535,7 @@ class MessageBus:
         if stored is None:
             stored = (await self._store((envelope,), started))[0]
         self._publisher.stored(envelope, stored, self._monotonic() - started)
-        return Receipt(envelope.id, self._level, stored.subscriptions, stored.duplicate)
+        return Receipt(envelope.id, stored.spooled or self._level, stored.subscriptions, stored.duplicate)
 
     async def publish_many(self, messages: Iterable[Outgoing | tuple[str, Any]]) -> list[Receipt]:
         """Store a batch: all of it or nothing, with one receipt for each message in order.
@@ -529,7 +573,8 @@ class MessageBus:
         receipts = []
         for envelope, outcome in zip(sealed, stored, strict=True):
             self._publisher.stored(envelope, outcome, duration_s)
-            receipts.append(Receipt(envelope.id, self._level, outcome.subscriptions, outcome.duplicate))
+            level = outcome.spooled or self._level
+            receipts.append(Receipt(envelope.id, level, outcome.subscriptions, outcome.duplicate))
         return receipts
 
     async def _store(self, batch: Sequence[Envelope], started: float) -> Sequence[Stored]:
@@ -682,6 +727,16 @@ class MessageBus:
             kind = SubscriptionPaused if paused else SubscriptionResumed
             self.hub.state(kind(at=self._wall(), subscription=subscription))
 
+    async def reconnect(self) -> None:
+        """Dial the broker anew at once, endpoints that refused us included: for when what was wrong is mended.
+
+        Returns once connected, at once where that is so already. Raises TransportError, which says why not.
+        """
+        self._check_started()
+        if self._endpoint is None:
+            raise ConfigurationError(f"bus {self.name!r} has no broker to connect to: its store is {self.address}")
+        await self._endpoint.reconnect()
+
     async def forget(self, subscription: str) -> int:
         """Remove a subscription from the store, with all it holds; how many deliveries were discarded.
 
@@ -737,9 +792,17 @@ class MessageBus:
         """The subscriptions that this process runs, as they are now."""
         return list(self._workers.values())
 
-    def breaker_views(self) -> list[Gate | ComponentBreaker]:
+    def breaker_views(self) -> list[Gate | ComponentBreaker | EndpointBreaker]:
         """Their breakers and those of recovering components, as they are now."""
-        return [*(worker.gate for worker in list(self._workers.values())), *self.component_breakers.views()]
+        endpoints = self._endpoint.breaker_views() if self._endpoint is not None else []
+        gates = (worker.gate for worker in list(self._workers.values()))
+        return [*gates, *self.component_breakers.views(), *endpoints]
+
+    def connections(self) -> list[Connection]:
+        """Each endpoint of a broker as it is now; none where the store is embedded."""
+        if self._endpoint is None:
+            return []
+        return self._endpoint.connections(self._transport.spooled() if isinstance(self._transport, Spools) else 0)
 
     def observer_failures(self) -> dict[str, int]:
         """How often each observer raised, by its name."""
@@ -778,6 +841,8 @@ class _Listener:
 
     def state(self, fact: Fact, /) -> None:
         self._bus.hub.state(fact)
+        if type(fact) is OverflowHandled:
+            self._bus._growth.saw(fact)
 
     def held(self, subscription: str, hold: Hold, /) -> None:
         worker = self._bus._workers.get(subscription)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from suite import NO_LADDER, Desk, Store
+from suite import NO_LADDER, Desk, House, Store
 
+from glassbus import Message, MessageBus
 from glassbus.config import Overflow
-from glassbus.errors import QueueFull
+from glassbus.errors import ConfigurationError, QueueFull
 from glassbus.facts import (
     BackpressureApplied,
+    BreakerStateChanged,
     DeliveryDeadLettered,
     DeliveryExpired,
     OverflowHandled,
+    RecoveryConcluded,
+    RecoveryStarted,
 )
 from glassbus.message import Priority
 
@@ -131,6 +135,35 @@ def test_a_refused_publish_displaces_nothing_anywhere(store: Store) -> None:
         assert await dead(desk, "able") == []
         assert desk.account("able").accepted == 3
         assert await desk.handled(delivery)
+
+    store.run(scenario)
+
+
+def test_what_got_in_for_something_is_handed_out_at_once(store: Store) -> None:
+    """All that waits is not due, so consumers are idle."""
+
+    async def scenario(desk: Desk) -> None:
+        await desk.declare(capacity=2, overflow=DISPLACE)
+        await put(desk, "d1", "d2", priority=LOW, due_at=desk.clock.wall() + 500)
+        claiming = asyncio.ensure_future(desk.claim(within_s=1000))
+        await asyncio.sleep(1)
+        async with asyncio.timeout(0.1):
+            await put(desk, "c1", priority=CRITICAL)
+            assert (await claiming).envelope.id == "c1"
+        assert await dead(desk) == ["d2"]
+
+    store.run(scenario)
+
+
+def test_publishes_at_the_same_moment_see_what_the_one_before_put_there(store: Store) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.declare(capacity=4)
+        await put(desk, *"1234", priority=HIGH)
+        pair = [desk.envelope(id="l1", priority=LOW), desk.envelope(id="c1", priority=CRITICAL)]
+        await asyncio.gather(desk.publish(*pair), put(desk, "h1", priority=HIGH))
+        assert actions(desk) == [("expand", 6), ("dead_letter", 6)]
+        assert await dead(desk) == ["l1"]
+        assert desk.account().pending == 6
 
     store.run(scenario)
 
@@ -372,9 +405,10 @@ def test_when_its_time_is_over_nothing_more_is_admitted_and_it_shrinks_once_all_
             with pytest.raises(QueueFull):  # nor does it grow again
                 await put(desk, "no")
             assert desk.account().pending == left + 1
-            assert await desk.handled(await desk.claim())
+            running = await desk.claim()
         assert actions(desk)[-1] == ("contract", 4)
         assert desk.account().pending == 4
+        assert await desk.handled(running)
         await put(desk, "yes")  # armed again
         assert actions(desk)[-1] == ("expand", 6)
 
@@ -622,3 +656,124 @@ def test_processes_that_race_on_a_full_queue_never_exceed_half_as_much_again(sto
             await one.close()
 
     store.run(scenario)
+
+
+# On a bus
+
+
+def slow(bus: MessageBus, overflow: Overflow, capacity: int = 4) -> asyncio.Event:
+    """A subscription that handles nothing before the event is set."""
+    go = asyncio.Event()
+
+    @bus.subscribe("orders.*", name="bill", capacity=capacity, overflow=overflow, timeout=100_000.0)
+    async def bill(message: Message) -> None:
+        await go.wait()
+
+    return go
+
+
+async def fill(bus: MessageBus) -> int:
+    """Publish until a publish is refused; how many were taken."""
+    taken = 0
+    while taken < 1000:
+        try:
+            await bus.publish("orders.created", taken)
+        except QueueFull:
+            break
+        taken += 1
+    return taken
+
+
+def told(house: House) -> list[str]:
+    """What was said of recoveries of queues, in order."""
+    return [
+        "started" if isinstance(fact, RecoveryStarted) else fact.outcome
+        for fact in house.seen.facts
+        if isinstance(fact, RecoveryStarted | RecoveryConcluded) and fact.component == "queue"
+    ]
+
+
+def test_a_growth_is_a_recovery_that_succeeds_when_it_is_taken_back(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus = house.bus(publish_timeout=0.0)
+        go = slow(bus, EXPAND)
+        async with bus:
+            await bus.publish("orders.created", "running")
+            await asyncio.sleep(1)
+            for n in range(5):
+                await bus.publish("orders.created", n)
+            assert told(house) == ["started"]
+            (started,) = house.seen.of(RecoveryStarted)
+            assert (started.category, started.action, started.target) == ("queue_overflow", "expand", "bill")
+            go.set()
+            await asyncio.sleep(100)
+            assert told(house) == ["started", "succeeded"]
+            (ended,) = house.seen.of(RecoveryConcluded)
+            assert ended.duration_s == pytest.approx(60, abs=2)
+
+    store.run_bus(scenario)
+
+
+def test_growing_that_never_helps_is_left_out_for_a_while(store: Store) -> None:
+    """Five times in a row a queue grew and refused all the same: it stays as it is, and tries once more later."""
+
+    async def scenario(house: House) -> None:
+        bus = house.bus(publish_timeout=0.0)
+        go = slow(bus, Overflow(displace=False, expand_for=1.0))
+        async with bus:
+            await bus.publish("orders.created", "running")
+            await asyncio.sleep(1)
+            for n in range(5):
+                assert await fill(bus) == 6
+                assert told(house) == ["started", "failed"] * (n + 1)
+                go.set()
+                await bus.drain()
+                await asyncio.sleep(2)  # it shrinks
+                go.clear()
+                await bus.publish("orders.created", "running")
+                await asyncio.sleep(1)
+            (opened,) = house.seen.of(BreakerStateChanged)
+            assert (opened.breaker, opened.to_state) == ("queue/queue_overflow", "open")
+            assert await fill(bus) == 4, "it does not grow"
+            assert told(house) == ["started", "failed"] * 5
+            await asyncio.sleep(70)
+            assert await fill(bus) == 2, "it may try again"
+            assert told(house) == ["started", "failed"] * 6
+            go.set()
+            await bus.drain()
+            await asyncio.sleep(70)
+            go.clear()
+            for n in range(6):
+                await bus.publish("orders.created", n)
+                await asyncio.sleep(0.1)
+            go.set()
+            await bus.drain()
+            await asyncio.sleep(5)
+            assert told(house)[-2:] == ["started", "succeeded"]
+            states = [f.to_state for f in house.seen.of(BreakerStateChanged)]
+            assert states == ["open", "half_open", "open", "half_open", "closed"]
+
+    store.run_bus(scenario)
+
+
+def test_subscribe_takes_the_rungs_and_refuses_anything_else(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus = house.bus(publish_timeout=0.0)
+        go = slow(bus, DISPLACE, capacity=1)
+        with pytest.raises(ConfigurationError, match="overflow must be a Overflow"):
+            bus.subscribe("x", overflow="displace")(lambda message: None)  # type: ignore[arg-type]
+        async with bus:
+            await bus.publish("orders.created", "running")
+            await asyncio.sleep(1)
+            await bus.publish("orders.created", "low", priority=LOW)
+            await bus.publish("orders.created", "high", priority=HIGH)
+            (letter,) = await bus.dead_letters.list()
+            assert (letter.message.payload, letter.reason, letter.subscription) == ("low", "overflow", "bill")
+            assert bus.queues()["bill"].spec.overflow == DISPLACE
+            go.set()
+            await bus.drain()
+            assert await bus.dead_letters.replay(letter.id) == 1
+            await bus.drain()
+            assert bus.ledger().total.handled == 3
+
+    store.run_bus(scenario)

@@ -1,6 +1,7 @@
 """Kill a publishing and consuming process with SIGKILL, again and again, and check that nothing is lost.
 
     python -m tests.simulation.sigkill --kills 1000
+    python -m tests.simulation.sigkill --kills 300 --full
 
 Each child publishes and handles on one SQLite file until it is killed, some
 milliseconds after it began. It writes what it does to a side log with one
@@ -8,6 +9,10 @@ milliseconds after it began. It writes what it does to a side log with one
 store, and the checker compares: every acknowledged message was handled by every
 subscription or rests in the dead-letter queue (lost = 0), nothing was handled
 that nobody published, and the audit finds every delivery in one place.
+
+With `--full` the queues are so small, and their handlers so slow, that every child spends its life on the overflow
+ladder: messages give way to more important ones, queues grow and shrink. In the end all that gave way is
+replayed, and handled.
 
 POSIX only: children are forked, so that a kill costs milliseconds.
 """
@@ -28,7 +33,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glassbus import Message, MessageBus, PublishRejected, PublishUncertain, Retry
+from glassbus import Message, MessageBus, Overflow, Priority, PublishRejected, PublishUncertain, Retry
 
 SUBSCRIPTIONS = ("bill", "ship")
 
@@ -43,31 +48,52 @@ class SideLog:
         os.write(self._fd, (" ".join(words) + "\n").encode())
 
 
-def make_bus(store: Path, log: SideLog, chance: random.Random) -> MessageBus:
-    bus = MessageBus(f"sqlite:///{store}", telemetry=False)
+def make_bus(store: Path, log: SideLog, chance: random.Random, *, full: bool) -> MessageBus:
+    bus = MessageBus(f"sqlite:///{store}", telemetry=False, publish_timeout=0.005 if full else 5.0)
+    capacity = 6 if full else None
+    overflow = Overflow(expand_for=0.02)
+    slow_s = 0.003 if full else 0.0
 
-    @bus.subscribe("orders.*", name="bill", concurrency=8, retry=Retry(max_attempts=50, base_delay=0.01))
+    @bus.subscribe(
+        "orders.*",
+        name="bill",
+        concurrency=2 if full else 8,
+        retry=Retry(max_attempts=50, base_delay=0.01),
+        capacity=capacity,
+        overflow=overflow,
+    )
     async def bill(message: Message) -> None:
+        await asyncio.sleep(slow_s)
         if chance.random() < 0.1:
             raise ConnectionError("payments are away")
         log.write("handled", "bill", message.id)
 
-    @bus.subscribe("orders.created", name="ship", concurrency=4, retry=Retry(max_attempts=50, base_delay=0.01))
+    @bus.subscribe(
+        "orders.created",
+        name="ship",
+        concurrency=4,
+        retry=Retry(max_attempts=50, base_delay=0.01),
+        capacity=capacity,
+        overflow=overflow,
+    )
     async def ship(message: Message) -> None:
-        await asyncio.sleep(chance.random() * 0.002)
+        await asyncio.sleep(chance.random() * 0.002 + slow_s)
         log.write("handled", "ship", message.id)
 
     return bus
 
 
-async def publish_for_ever(bus: MessageBus, log: SideLog, run: int, publisher: int) -> None:
+async def publish_for_ever(bus: MessageBus, log: SideLog, run: int, publisher: int, *, full: bool) -> None:
     number = 0
     while True:
+        priority = Priority((number + publisher) % 4) if full else Priority.NORMAL
         number += 1
         message_id = f"{run}-{publisher}-{number}"
         log.write("invoked", message_id)
         try:
-            await bus.publish("orders.created", {"n": number}, message_id=message_id, key=str(number % 7))
+            await bus.publish(
+                "orders.created", {"n": number}, message_id=message_id, key=str(number % 7), priority=priority
+            )
         except PublishUncertain:
             log.write("uncertain", message_id)
         except PublishRejected:
@@ -76,22 +102,29 @@ async def publish_for_ever(bus: MessageBus, log: SideLog, run: int, publisher: i
             log.write("accepted", message_id)
 
 
-async def live(store: Path, log: SideLog, run: int) -> None:
-    async with make_bus(store, log, random.Random(run)) as bus:
-        await asyncio.gather(*(publish_for_ever(bus, log, run, n) for n in range(6)))
+async def live(store: Path, log: SideLog, run: int, *, full: bool) -> None:
+    async with make_bus(store, log, random.Random(run), full=full) as bus:
+        await asyncio.gather(*(publish_for_ever(bus, log, run, n, full=full) for n in range(12 if full else 6)))
 
 
-async def finish(store: Path, log: SideLog) -> tuple[list[str], list[tuple[str, str]]]:
-    """Drain what is left; the audit's problems, and (subscription, id) of what rests as dead letters."""
-    async with make_bus(store, log, random.Random(0)) as bus:
+async def finish(store: Path, log: SideLog, *, full: bool) -> tuple[list[str], list[tuple[str, str]], int]:
+    """Drain what is left; the audit's problems, (subscription, id) of the dead letters, and how many had given way."""
+    async with make_bus(store, log, random.Random(0), full=full) as bus:
         left = await bus.drain(timeout=120)
         problems = [f"drain left {left}"] if left else []
         audit = await bus.audit()
         problems += audit.problems
+        gave_way = [d.id for d in await bus.dead_letters.list(limit=1_000_000) if d.reason == "overflow"]
+        if gave_way:
+            await bus.dead_letters.replay(*gave_way)
+            left = await bus.drain(timeout=120)
+            problems += [f"drain left {left} of what was replayed"] if left else []
+            audit = await bus.audit()
+        problems += audit.problems
         if not bus.ledger().balanced:
             problems.append(f"the ledger does not balance: {bus.ledger()}")
         dead = await bus.dead_letters.list(limit=100_000)
-        return problems, [(d.subscription, d.message.id) for d in dead]
+        return problems, [(d.subscription, d.message.id) for d in dead], len(gave_way)
 
 
 @dataclass
@@ -102,6 +135,9 @@ class Verdict:
     uncertain: int = 0
     stored_unacknowledged: int = 0
     dead_lettered: int = 0
+    gave_way: int = 0
+    rejected: int = 0
+    full: bool = False
     handled_twice: int = 0
     problems: list[str] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
@@ -111,6 +147,8 @@ class Verdict:
     def ok(self) -> bool:
         # A run in which hardly anything happened proves nothing.
         busy = self.accepted >= 5 * self.kills and self.handled >= self.accepted
+        if self.full:
+            busy = busy and self.gave_way >= self.kills and self.rejected >= self.kills
         return busy and not (self.lost or self.unexpected or self.problems)
 
 
@@ -134,6 +172,7 @@ def check(kills: int, log: Path, problems: list[str], dead: list[tuple[str, str]
         kills=kills,
         accepted=len(accepted),
         handled=len(handled),
+        rejected=len(rejected),
         uncertain=sum(word == "uncertain" for word in outcome.values()),
         stored_unacknowledged=len({i for _, i in ended} - accepted),
         dead_lettered=len(dead),
@@ -160,7 +199,7 @@ def wait_for_line(log: Path, start: str, within_s: float = 30.0) -> None:
         time.sleep(0.001)
 
 
-def run(kills: int, folder: Path, seed: int) -> Verdict:
+def run(kills: int, folder: Path, seed: int, *, full: bool = False) -> Verdict:
     """`kills` children, each killed at a random moment: while it starts, or up to 60 ms after its first message."""
     logging.disable(logging.CRITICAL)
     store, log_path = folder / "orders.db", folder / "side.log"
@@ -169,7 +208,7 @@ def run(kills: int, folder: Path, seed: int) -> Verdict:
         child = os.fork()
         if child == 0:
             try:
-                asyncio.run(live(store, SideLog(log_path), number + 1))
+                asyncio.run(live(store, SideLog(log_path), number + 1, full=full))
             except BaseException as error:
                 SideLog(log_path).write("crashed", repr(error).replace(" ", "_"))
             finally:
@@ -184,20 +223,25 @@ def run(kills: int, folder: Path, seed: int) -> Verdict:
         if not os.WIFSIGNALED(status):
             tail = log_path.read_text().splitlines()[-3:] if log_path.exists() else []
             return Verdict(number, problems=[f"child {number} ended by itself: {tail}"])
-    problems, dead = asyncio.run(finish(store, SideLog(log_path)))
-    return check(kills, log_path, problems, dead)
+    problems, dead, gave_way = asyncio.run(finish(store, SideLog(log_path), full=full))
+    verdict = check(kills, log_path, problems, dead)
+    verdict.full, verdict.gave_way = full, gave_way
+    return verdict
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument(
+        "--full", action="store_true", help="queues that are always full, and climb the overflow ladder"
+    )
     parser.add_argument("--folder", type=Path, help="where the store and the side log go (default: a fresh one)")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="glassbus-sigkill-"))
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    verdict = run(arguments.kills, folder, arguments.seed)
+    verdict = run(arguments.kills, folder, arguments.seed, full=arguments.full)
     summary = {
         "seed": arguments.seed,
         "seconds": round(time.monotonic() - started, 1),

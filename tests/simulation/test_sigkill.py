@@ -11,16 +11,20 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from glassbus import MessageBus
 from tests.simulation import sigkill
 
 KILLS = 40
 
 
-def test_no_acknowledged_message_is_lost_to_sigkill(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "options"), [(KILLS, []), (KILLS // 2, ["--full"])], ids=["roomy", "full"])
+def test_no_acknowledged_message_is_lost_to_sigkill(tmp_path: Path, kills: int, options: list[str]) -> None:
+    """Nor, where the queues are always full, one that gave way: replayed, it is handled."""
     # In a process of its own: a fork of the test runner would carry its threads' locks along.
     done = subprocess.run(
-        [sys.executable, "-m", "tests.simulation.sigkill", "--kills", str(KILLS), "--folder", str(tmp_path)],
+        [sys.executable, "-m", "tests.simulation.sigkill", "--kills", str(kills), "--folder", str(tmp_path), *options],
         capture_output=True,
         text=True,
         timeout=240,

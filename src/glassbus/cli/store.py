@@ -183,6 +183,8 @@ def _health_json(
             name: {
                 "pattern": queue.spec.pattern,
                 "capacity": queue.spec.capacity,
+                "capacity_now": queue.capacity,
+                "expanded_until": queue.expanded_until or None,
                 "consumers": queue.consumers,
                 "paused": queue.hold.paused,
                 "forced": queue.hold.forced,

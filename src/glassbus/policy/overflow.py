@@ -162,9 +162,9 @@ def capacity_now(capacity: int, overflow: Overflow, expanded_until: float, now: 
     return expanded_capacity(capacity, overflow) if is_expanded(overflow, expanded_until, now) else capacity
 
 
-def may_grow_to(capacity: int, overflow: Overflow, expanded_until: float) -> int:
+def may_grow_to(capacity: int, overflow: Overflow, expanded_until: float, *, allowed: bool = True) -> int:
     """The capacity that a queue may grow to now: its own while an earlier expansion is not taken back."""
-    return capacity if expanded_until else expanded_capacity(capacity, overflow)
+    return expanded_capacity(capacity, overflow) if allowed and not expanded_until else capacity
 
 
 def contracts(capacity: int, overflow: Overflow, expanded_until: float, now: float, pending: int) -> bool:

@@ -28,12 +28,12 @@ class Plan(NamedTuple):
         return left_out(self.incoming, self.step.leave_out)
 
 
-def plans(incoming: Mapping[Queue, Sequence[int]]) -> list[Plan]:
+def plans(incoming: Mapping[Queue, Sequence[int]], *, may_grow: bool) -> list[Plan]:
     """What to do for a publish whose time to wait is over. Changes nothing."""
-    return [_plan(queue, priorities) for queue, priorities in incoming.items()]
+    return [_plan(queue, priorities, may_grow) for queue, priorities in incoming.items()]
 
 
-def _plan(queue: Queue, priorities: Sequence[int]) -> Plan:
+def _plan(queue: Queue, priorities: Sequence[int], may_grow: bool) -> Plan:
     overflow = queue.spec.overflow
     full = queue.pending + len(priorities) > queue.capacity
     able = queue.last_in_line(max(priorities), len(priorities)) if overflow.displace and full else []
@@ -41,7 +41,7 @@ def _plan(queue: Queue, priorities: Sequence[int]) -> Plan:
         pending=queue.pending,
         incoming=priorities,
         capacity=queue.capacity,
-        expanded=may_grow_to(queue.spec.capacity, overflow, queue.expanded_until),
+        expanded=may_grow_to(queue.spec.capacity, overflow, queue.expanded_until, allowed=may_grow),
         consumed=queue.consumed,
         lower=[d.envelope.priority for d in able],
     )

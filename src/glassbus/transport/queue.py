@@ -111,8 +111,8 @@ class Queue:
         """Up to `wanted` pending deliveries of priorities under `below` that can give way, the lowest first.
 
         Of one priority the last in line goes first, mostly the newest: what has waited longest is kept, and of a key
-        the earlier messages. What waits for a retry or for its time comes after what is ready. With `strict_key` a delivery
-        that was tried stays, because it holds its key.
+        the earlier messages. What waits for a retry or for its time comes after what is ready. With `strict_key` a
+        delivery that was tried stays, because it holds its key.
         """
         found: list[Delivery] = []
         for priority in range(below):

@@ -62,7 +62,7 @@ class Plan(NamedTuple):
         return left_out(self.incoming, self.step.leave_out)
 
 
-def plan(txn: Transaction, queue: Queue, priorities: Sequence[int]) -> Plan:
+def plan(txn: Transaction, queue: Queue, priorities: Sequence[int], *, may_grow: bool) -> Plan:
     """What to do for a publish that need not, or may not, wait for `queue` any longer. Changes nothing."""
     overflow = queue.spec.overflow
     full = queue.pending + len(priorities) > queue.capacity
@@ -71,7 +71,7 @@ def plan(txn: Transaction, queue: Queue, priorities: Sequence[int]) -> Plan:
         pending=queue.pending,
         incoming=priorities,
         capacity=queue.capacity,
-        expanded=may_grow_to(queue.spec.capacity, overflow, queue.expanded_until),
+        expanded=may_grow_to(queue.spec.capacity, overflow, queue.expanded_until, allowed=may_grow),
         consumed=queue.consumers > 0,
         lower=[victim.priority for victim in able],
     )

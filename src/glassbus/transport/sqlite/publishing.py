@@ -62,11 +62,12 @@ class _Look(NamedTuple):
 class Publishing:
     """Admits publishes in one transaction. For room, the highest priority goes first, then who came first."""
 
-    def __init__(self, txn: Transaction, claiming: Claiming, *, storage_full: str = "") -> None:
+    def __init__(self, txn: Transaction, claiming: Claiming, *, storage_full: str = "", may_grow: bool = True) -> None:
         self._txn = txn
         self._books = txn.books
         self._claiming = claiming
         self._storage_full = storage_full
+        self._may_grow = may_grow
         self._known: dict[str, _Known] = {}
         self._here: dict[str, Envelope] = {}
         self._messages: list[Any] = []
@@ -316,7 +317,10 @@ class Publishing:
     def _climb(self, request: Publish) -> list[Stored]:
         """Make room for `request` and store it. Raises QueueFull, and changes nothing, where that cannot be done."""
         look = self._look_at(request)
-        plans = [overflowing.plan(self._txn, queue, look.priorities(queue)) for queue in look.incoming]
+        plans = [
+            overflowing.plan(self._txn, queue, look.priorities(queue), may_grow=self._may_grow)
+            for queue in look.incoming
+        ]
         refused = next((plan.queue for plan in plans if plan.step.rung is Rung.REFUSE), None)
         self._answer_slowed(request, admitted=refused is None)
         if refused is not None:

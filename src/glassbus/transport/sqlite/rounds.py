@@ -53,6 +53,7 @@ class Rounds:
         self.contract_at = _NEVER
         self.old_ids = False
         self.over = False
+        self.may_grow = True
         self._store = store
         self._clock = clock
         self._member = member
@@ -164,7 +165,9 @@ class Rounds:
     def _exchange(self, txn: Transaction, claiming: Claiming, publishes: list[Publish]) -> list[Publish]:
         """Admit publishes and satisfy claims until neither makes way for the other; who still waits for room."""
         claims = self._backlog.claims
-        publishing = Publishing(txn, claiming, storage_full=self._no_space(txn) if publishes else "")
+        publishing = Publishing(
+            txn, claiming, storage_full=self._no_space(txn) if publishes else "", may_grow=self.may_grow
+        )
         publishing.look_up(publishes)
         waiting = publishing.admit(publishes)
         while True:
