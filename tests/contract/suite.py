@@ -67,7 +67,7 @@ BACKENDS = [
     ),
     Backend(
         "nats",
-        Features(durable=True, multi_process=True, level=Level.PROCESS),
+        Features(durable=True, multi_process=True, level=Level.PROCESS, ladder=True),
         lambda place: f"{nats_kit.shared().url}/{nats_kit.store_name(place)}",
         keeps=True,
     ),

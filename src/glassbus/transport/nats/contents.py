@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from glassbus.errors import ErrorReport, StoreCorrupt
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
-from glassbus.policy.overflow import unconsumed_report
+from glassbus.policy.overflow import displaced_report, unconsumed_report
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.connection import Link, NotFound
 from glassbus.transport.nats.state import Dead, Row
@@ -92,4 +92,6 @@ class Contents:
 
 def made_up(delivery: Delivery, dead: Dead) -> ErrorReport:
     """The report of a message that had no room: all of it follows from what is known."""
-    return unconsumed_report(delivery, dead.capacity, dead.died_at)
+    if dead.by < 0:
+        return unconsumed_report(delivery, dead.capacity, dead.died_at)
+    return displaced_report(delivery, dead.by, dead.capacity, dead.died_at)

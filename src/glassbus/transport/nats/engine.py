@@ -19,7 +19,7 @@ from glassbus.errors import (
     TransportError,
     safe_text,
 )
-from glassbus.facts import DeliveryExpired, TransportRecovered, transport_failed
+from glassbus.facts import Delivery, Fact, TransportRecovered, transport_failed
 from glassbus.message import Envelope
 from glassbus.transport import Hold
 from glassbus.transport.nats import records as r
@@ -78,7 +78,7 @@ class Engine:
             self.view,
             lease_s=lease_s,
             hand_out=self._hand_out,
-            expired=self._expired,
+            tell=self._tell,
         )
         self.contents = Contents(place, self.need_link)
         self._sweeper = Sweeper(place, self.need_link)
@@ -125,6 +125,21 @@ class Engine:
             coroutine.close()
             self.mailbox.end()
             raise TransportError("the store is closed") from None
+
+    def hold_back_low(self, name: str, held: bool) -> None:
+        """Have no LOW message of `name` claimed from the next entry on, or have them claimed again."""
+        with self.lock:
+            names = self._rounds.low_held_back
+            (names.add if held else names.discard)(name)
+        self.mailbox.poke()
+
+    @property
+    def may_grow(self) -> bool:
+        return self._rounds.may_grow
+
+    @may_grow.setter
+    def may_grow(self, allowed: bool) -> None:
+        self._rounds.may_grow = allowed
 
     def abandon(self) -> None:
         """Stop as soon as possible: the deadline of `close` has passed."""
@@ -379,15 +394,22 @@ class Engine:
                 finally:
                     self.mailbox.begin()
 
-    def _expired(self, rows: Sequence[Row]) -> None:
-        self._spawn(self._tell_expired(list(rows)))
+    def _tell(self, rows: Sequence[Row], facts: Callable[[list[Delivery]], list[Fact]]) -> None:
+        """State facts about deliveries, once their messages are at hand."""
+        envelopes = [at_hand(row) for row in rows]
+        told = [self._rounds.delivery(row, envelope or _NOBODY) for row, envelope in zip(rows, envelopes, strict=True)]
+        if None in envelopes:
+            self._spawn(self._tell_later(rows, told, facts))
+        else:
+            self._answers.facts.extend(facts(told))
 
-    async def _tell_expired(self, rows: list[Row]) -> None:
+    async def _tell_later(
+        self, rows: Sequence[Row], told: list[Delivery], facts: Callable[[list[Delivery]], list[Fact]]
+    ) -> None:
         envelopes = await self._read_at_last(lambda: self.contents.envelopes(rows))
-        wall = self._clock.wall()
-        for row, envelope in zip(rows, envelopes, strict=True):
-            delivery = self._rounds.delivery(row, envelope)
-            self._answers.facts.append(DeliveryExpired(at=wall, delivery=delivery))
+        for delivery, envelope in zip(told, envelopes, strict=True):
+            delivery.envelope = envelope
+        self._answers.facts.extend(facts(told))
         self._post()
 
     # The connection

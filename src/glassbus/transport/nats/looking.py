@@ -14,6 +14,7 @@ from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.transport import DeadLetterFilter, DeadLetterRecord, QueueState
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats import snapshot
+from glassbus.transport.nats.climbing import capacity
 from glassbus.transport.nats.follower import Follower
 from glassbus.transport.nats.state import Dead, Fold, Row
 from glassbus.transport.nats.view import Place
@@ -32,7 +33,7 @@ def ledger(engine: Engine) -> Ledger:
         return Ledger({name: view.account(book) for name, book in view.fold.books.items()}, view.fold.gone)
 
 
-def queues(engine: Engine) -> dict[str, QueueState]:
+def queues(engine: Engine, wall: float) -> dict[str, QueueState]:
     """On any thread."""
     with engine.lock:
         view = engine.view
@@ -46,6 +47,8 @@ def queues(engine: Engine) -> dict[str, QueueState]:
                 consumers=len(book.consumers),
                 oldest_at=view.oldest_at(book),
                 dead_letter_oldest_at=died_at,
+                expanded_to=room if (room := capacity(book, wall)) != book.spec.capacity else 0,
+                expanded_until=book.expanded_until,
             )
         return found
 

@@ -108,13 +108,14 @@ class SetHold(_Op, tag=7):
 class Publish(_Op, tag=8):
     """All of `messages` behind those of the owner's `parts` Parts of the same number, or nothing.
 
-    `waited`: it has waited for room as long as it would.
+    `waited`: it has waited for room as long as it would. `may_grow`: queues may grow for it.
     """
 
     messages: list[Sent]
     part_of: int = 0
     parts: int = 0
     waited: bool = False
+    may_grow: bool = True
 
 
 class Part(_Op, tag=9):

@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 from glassbus.clock import Clock
 from glassbus.errors import (
@@ -21,11 +21,20 @@ from glassbus.errors import (
     StorageFull,
     UnknownSubscription,
 )
-from glassbus.facts import BackpressureApplied, Delivery, DeliveryDeadLettered, Fact, OverflowHandled, OwnerLost
-from glassbus.message import Envelope
+from glassbus.facts import (
+    BackpressureApplied,
+    Delivery,
+    DeliveryDeadLettered,
+    DeliveryExpired,
+    Fact,
+    OverflowHandled,
+    OwnerLost,
+)
+from glassbus.message import Envelope, Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.backlog import Backlog
+from glassbus.transport.nats.climbing import capacity
 from glassbus.transport.nats.contents import INLINE_BYTES, made_up
 from glassbus.transport.nats.requests import Answers, Call, Held, Publish, Settlement
 from glassbus.transport.nats.sending import Sending
@@ -52,8 +61,8 @@ _LEASE_EXPIRED = 2
 class Rounds:
     """Composes entries and answers requests. Belongs to the NATS thread.
 
-    `hand_out(rows)` is told of deliveries that are ours now, `expired(rows)` and `discarded(rows)` of those that
-    are gone: their messages may have to be read first.
+    `hand_out(name, rows)` is told of deliveries that are ours now, `tell(rows, facts)` states what `facts` makes
+    of deliveries: their messages may have to be read first.
     """
 
     def __init__(
@@ -65,7 +74,7 @@ class Rounds:
         *,
         lease_s: float,
         hand_out: Callable[[str, Sequence[Row]], None],
-        expired: Callable[[Sequence[Row]], None],
+        tell: Callable[[Sequence[Row], Callable[[list[Delivery]], list[Fact]]], None],
     ) -> None:
         self.view = view
         self.token = secrets.token_hex(8)
@@ -83,13 +92,16 @@ class Rounds:
         self.swept = 0
         self.fence = False
         self.max_payload = 1024 * 1024
+        #: Whether queues may grow for publishers of this process, and which keep their LOW messages.
+        self.may_grow = True
+        self.low_held_back: set[str] = set()
         self.left: int | None = None
         self._place = place
         self._clock = clock
         self._backlog = backlog
         self._lease_s = lease_s
         self._hand_out = hand_out
-        self._expired = expired
+        self._tell = tell
         self._number = 0
         self._bodies = 0
         self._parts = 0
@@ -269,6 +281,8 @@ class Rounds:
         overdue = self.view.overdue()
         if overdue:
             self._expire(sending, overdue)
+        if self.view.fold.expanded:
+            self._contract(sending)
 
     def expires_at(self, token: str, lease_s: float) -> float:
         """When the lease of an owner ends, if it gives no further sign; monotonic."""
@@ -285,7 +299,7 @@ class Rounds:
     def _expire(self, sending: Sending, rows: list[Row]) -> None:
         def finish(expired: list[Row], _answers: Answers) -> None:
             if expired:
-                self._expired(expired)
+                self._tell(expired, self._expiries)
             undo()
 
         def undo() -> None:
@@ -293,6 +307,23 @@ class Rounds:
                 self.view.put_back_overdue(row)
 
         sending.add(r.Expire([(row.d, row.version) for row in rows]), finish, undo)
+
+    def _expiries(self, deliveries: list[Delivery]) -> list[Fact]:
+        return [DeliveryExpired(at=self._clock.wall(), delivery=delivery) for delivery in deliveries]
+
+    def _contract(self, sending: Sending) -> None:
+        wall, fold = self._clock.wall(), self.view.fold
+        over = [book.name for book in fold.expanded if fold.contracts(book, wall)]
+        if over:
+            sending.add(r.Contract(over), self._contracted)
+
+    def _contracted(self, books: list[Book], answers: Answers) -> None:
+        for book in books:
+            answers.facts.append(self._overflow(book, "contract"))
+
+    def _overflow(self, book: Book, action: Literal["expand", "contract", "refuse"]) -> OverflowHandled:
+        wall = self._clock.wall()
+        return OverflowHandled(at=wall, subscription=book.name, action=action, capacity=capacity(book, wall))
 
     # Publishes
 
@@ -315,37 +346,55 @@ class Rounds:
                 self._answer_slowed(publish, answers, admitted=False)
                 answers.failed.append((publish.future, StorageFull(self.storage_full)))
                 continue
-            if not self._fits(publish, blocked, coming):
-                if publish.deadline > now:
-                    waiting.append(publish)
-                else:
-                    self._refuse(publish, answers)
-                continue
-            used += self._send(sending, publish)
+            if self._fits(publish, blocked, coming):
+                used += self._send(sending, publish, waited=False)
+            elif publish.deadline > now:
+                waiting.append(publish)
+            elif (book := self._refuses(publish)) is not None:
+                self._refuse(publish, book, answers)
+            else:
+                used += self._send(sending, publish, waited=True)
         backlog.publishes = waiting
 
     def _fits(self, publish: Publish, blocked: set[Book], coming: dict[Book, int]) -> bool:
         """Whether there is room for it, as far as is known here. The verdict on the entry decides."""
-        fold, wall = self.view.fold, self._clock.wall()
-        incoming: dict[Book, int] = {}
-        for envelope in publish.batch:
-            if not envelope.remember or fold.recognise(envelope.id, wall) is None:
-                for book in fold.route(envelope.topic).books:
-                    incoming[book] = incoming.get(book, 0) + 1
+        wall = self._clock.wall()
+        incoming = self._incoming(publish, wall)
         full = [
             book
-            for book, count in incoming.items()
-            if book.consumers and (book in blocked or book.pending + coming.get(book, 0) + count > book.spec.capacity)
+            for book, priorities in incoming.items()
+            if book.consumers
+            and (book in blocked or book.pending + coming.get(book, 0) + len(priorities) > capacity(book, wall))
         ]
         if full:
             publish.slowed = publish.slowed or full[0]
             blocked.update(full)
             return False
-        for book, count in incoming.items():
-            coming[book] = coming.get(book, 0) + count
+        for book, priorities in incoming.items():
+            coming[book] = coming.get(book, 0) + len(priorities)
         return True
 
-    def _send(self, sending: Sending, publish: Publish) -> int:
+    def _incoming(self, publish: Publish, wall: float) -> dict[Book, list[int]]:
+        """The priorities of what is new in `publish`, for each queue that wants it."""
+        fold = self.view.fold
+        incoming: dict[Book, list[int]] = {}
+        for envelope in publish.batch:
+            if not envelope.remember or fold.recognise(envelope.id, wall) is None:
+                for book in fold.route(envelope.topic).books:
+                    incoming.setdefault(book, []).append(envelope.priority)
+        return incoming
+
+    def _refuses(self, publish: Publish) -> Book | None:
+        """The queue that would refuse `publish` as it is now, so that it need not be sent; None if none would."""
+        fold, wall = self.view.fold, self._clock.wall()
+        for book, priorities in self._incoming(publish, wall).items():
+            if book.pending + len(priorities) > capacity(book, wall) and (
+                fold.plan(book, priorities, wall, may_grow=self.may_grow).refused
+            ):
+                return book
+        return None
+
+    def _send(self, sending: Sending, publish: Publish, *, waited: bool) -> int:
         """Add `publish` to the entry, or to entries before it where it is too large; about how many bytes."""
         if publish.sent is None:
             publish.sent = [self._sent(envelope) for envelope in publish.batch]
@@ -354,12 +403,12 @@ class Rounds:
                 sending.bodies += self._pieces(sent, envelope)
         size = r.size(publish.sent)
         limit = min(ENTRY_BYTES * 2, self.max_payload * 3 // 4)
-        op = r.Publish(publish.sent)
+        op = r.Publish(publish.sent, waited=waited, may_grow=self.may_grow)
         if size > limit:
             self._parts += 1
             *parts, last = _split(publish.sent, limit)
             sending.parts += [r.Part(self._parts, messages) for messages in parts]
-            op = r.Publish(last, self._parts, len(parts))
+            op = r.Publish(last, self._parts, len(parts), waited, self.may_grow)
         sending.publishes.append(publish)
 
         def undo() -> None:
@@ -368,7 +417,7 @@ class Rounds:
             if not publish.future.done() and not publish.uncertain:
                 self._backlog.publishes.insert(0, publish)
 
-        sending.add(op, self._published(publish), undo)
+        sending.add(op, self._published(publish, waited), undo)
         return size
 
     def _sent(self, envelope: Envelope) -> r.Sent:
@@ -401,18 +450,22 @@ class Rounds:
         size, subject = self._piece, self._place.body(sent.place)
         return [(f"{subject}.{n}", envelope.body[n * size : (n + 1) * size]) for n in range(sent.parts)]
 
-    def _published(self, publish: Publish) -> Callable[[Any, Answers], None]:
+    def _published(self, publish: Publish, waited: bool) -> Callable[[Any, Answers], None]:
         def finish(verdict: Any, answers: Answers) -> None:
             match verdict:
                 case Accepted():
                     if publish.uncertain or publish.forsaken:
                         self._know(publish)
                     self._answer_slowed(publish, answers, admitted=True)
-                    answers.facts.extend(self._buried(verdict.buried, publish))
+                    answers.facts.extend(self._overflow(book, "expand") for book in verdict.grew)
+                    if verdict.buried:
+                        self._tell(verdict.buried, self._burials(verdict.buried))
                     answers.results.append((publish.future, verdict.stored))
                 case Conflicting():
                     self._answer_slowed(publish, answers, admitted=False)
                     answers.failed.append((publish.future, MessageConflict(verdict.id)))
+                case Full() if waited:
+                    self._refuse(publish, verdict.book, answers)
                 case Full():  # somebody else was there first
                     publish.slowed = publish.slowed or verdict.book
                     self._backlog.publishes.append(publish)
@@ -422,30 +475,29 @@ class Rounds:
 
         return finish
 
-    def _buried(self, rows: list[Row], publish: Publish) -> list[Fact]:
-        """What is told of messages that had no room in a queue that nobody consumes."""
-        facts: list[Fact] = []
-        wall = self._clock.wall()
-        envelopes = {envelope.id: envelope for envelope in publish.batch}
-        for row in rows:
-            assert row.dead is not None
-            name = row.book.name
-            delivery = Delivery(envelopes[row.id], name, self.view.fold.route(row.topic).destination)
-            report = made_up(delivery, row.dead)
-            facts.append(OverflowHandled(at=wall, subscription=name, action="dead_letter", capacity=row.dead.capacity))
-            facts.append(DeliveryDeadLettered(at=wall, delivery=delivery, report=report, reason="overflow"))
+    @staticmethod
+    def _burials(rows: list[Row]) -> Callable[[list[Delivery]], list[Fact]]:
+        """What is told of deliveries that had no room."""
+        dead = [row.dead for row in rows]
+
+        def facts(deliveries: list[Delivery]) -> list[Fact]:
+            told: list[Fact] = []
+            for delivery, letter in zip(deliveries, dead, strict=True):
+                assert letter is not None
+                at, name = letter.died_at, delivery.subscription
+                report = made_up(delivery, letter)
+                told.append(OverflowHandled(at=at, subscription=name, action="dead_letter", capacity=letter.capacity))
+                told.append(DeliveryDeadLettered(at=at, delivery=delivery, report=report, reason="overflow"))
+            return told
+
         return facts
 
-    def _refuse(self, publish: Publish, answers: Answers) -> None:
-        book = publish.slowed
-        assert book is not None
+    def _refuse(self, publish: Publish, book: Book, answers: Answers) -> None:
         waited_s = self._clock.monotonic() - publish.arrived
         self._answer_slowed(publish, answers, admitted=False)
-        capacity = book.spec.capacity
-        answers.facts.append(
-            OverflowHandled(at=self._clock.wall(), subscription=book.name, action="refuse", capacity=capacity)
-        )
-        answers.failed.append((publish.future, QueueFull(book.name, capacity, waited_s)))
+        refused = self._overflow(book, "refuse")
+        answers.facts.append(refused)
+        answers.failed.append((publish.future, QueueFull(book.name, refused.capacity, waited_s)))
 
     def _answer_slowed(self, publish: Publish, answers: Answers, *, admitted: bool) -> None:
         """State once, with its outcome, that a publisher was made to wait."""
@@ -477,7 +529,8 @@ class Rounds:
             if running is None:
                 running = self._running() if fold.suspects else []
             wanted = sum(not future.done() for future in waiting)
-            taken = self.view.take(book, wanted, running, overdue)
+            least = Priority.NORMAL if name in self.low_held_back else Priority.LOW
+            taken = self.view.take(book, wanted, running, overdue, least)
             targets += taken
             running += [row for row in taken if row.suspect]
         if overdue:
@@ -535,9 +588,12 @@ class Rounds:
         """When there is something to do, and some housekeeping; monotonic."""
         now = self._clock.monotonic()
         retry, wall = self.view.next_due()
+        fold = self.view.fold
+        ends = [book.expanded_until for book in fold.expanded if book.pending <= book.spec.capacity]
+        wall = min([wall, *ends])
         # A little late: a sum of floats that fell short of the time would wake us for nothing, again and again.
         work = min(retry, now + wall - self._clock.wall() + 1e-6, self._backlog.next_deadline())
-        owners = self.view.fold.owners.values()
+        owners = fold.owners.values()
         leases = [self.expires_at(o.token, o.lease_s) for o in owners if o.token != self.token]
         return max(work, self.retry_at), max(min([self.renew_at, *leases]), self.retry_at)
 

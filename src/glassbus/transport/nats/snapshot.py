@@ -104,7 +104,17 @@ def dump(fold: Fold) -> bytes:
 
 def _book(book: Book) -> _Book:
     spec = book.spec
-    declared = r.Declare(book.name, spec.pattern, spec.capacity, spec.strict_key, False)
+    overflow = spec.overflow
+    declared = r.Declare(
+        book.name,
+        spec.pattern,
+        spec.capacity,
+        spec.strict_key,
+        False,
+        overflow.displace,
+        overflow.expand,
+        overflow.expand_for,
+    )
     return _Book(
         book.id,
         book.name,

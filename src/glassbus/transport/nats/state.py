@@ -8,17 +8,19 @@ its clock, which claims wait) is kept by a `Watcher`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from glassbus.message import Envelope
+from glassbus.config import Overflow
 from glassbus.policy.delivery import PENDING, State
 from glassbus.policy.ledger import Account
+from glassbus.policy.overflow import Rung, contracts
 from glassbus.policy.routing import destination, matches
 from glassbus.transport import Hold, Stored, SubscriptionSpec
 from glassbus.transport.nats import records as r
+from glassbus.transport.nats.climbing import Line, Plan, capacity, plan
 
 #: How long an id given by the caller is recognised again, in seconds.
 DUPLICATE_WINDOW_S = 600.0
@@ -49,7 +51,7 @@ class Dead(msgspec.Struct, gc=False, array_like=True):
     exception_type: str
     fingerprint: str
     capacity: int = 0
-    by: int = 0
+    by: int = -1
 
 
 class Row:
@@ -131,6 +133,7 @@ class Book:
         "id",
         "in_flight",
         "lanes",
+        "line",
         "name",
         "pending",
         "spec",
@@ -146,10 +149,12 @@ class Book:
         self.pending = self.in_flight = 0
         self.dead: dict[int, Row] = {}
         self.consumers: set[str] = set()
+        self.line: Line | None = None  # while it is full
         self.lanes: Any = None  # the watcher's
 
     def declared(self, op: r.Declare) -> None:
-        self.spec = SubscriptionSpec(op.name, op.pattern, op.capacity, op.strict_key)
+        overflow = Overflow(displace=op.displace, expand=op.expand, expand_for=op.expand_for)
+        self.spec = SubscriptionSpec(op.name, op.pattern, op.capacity, op.strict_key, overflow)
 
 
 class Owner:
@@ -195,9 +200,10 @@ class Blob(msgspec.Struct, gc=False):
 
 
 class Accepted(msgspec.Struct, gc=False):
-    """A publish that is stored; `buried` had no room."""
+    """A publish that is stored; these queues `grew` for it, and these deliveries, `buried`, had no room."""
 
     stored: list[Stored]
+    grew: list[Book]
     buried: list[Row]
 
 
@@ -261,6 +267,7 @@ class Fold:
         self.next_book = 1
         self.next_dead = 1
         self.suspects = 0
+        self.expanded: set[Book] = set()
         self.blobs: dict[int, Blob] = {}
         self.spent: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         self.busy: dict[tuple[int, str], int] = {}
@@ -284,6 +291,7 @@ class Fold:
             r.Discard: self._discard,
             r.Remember: self._remember,
             r.Swept: self._swept,
+            r.Contract: self._contract,
         }
 
     def apply(self, entry: r.Entry, seq: int) -> list[Any] | None:
@@ -343,6 +351,8 @@ class Fold:
     # From a snapshot
 
     def restore_book(self, book: Book) -> None:
+        if book.expanded_until:
+            self.expanded.add(book)
         self.books[book.name] = self.by_id[book.id] = book
 
     def restore_owner(self, owner: Owner) -> None:
@@ -458,6 +468,7 @@ class Fold:
         if book is None:
             return Unknown([op.name])
         del self.by_id[book.id]
+        self.expanded.discard(book)
         self._routes.clear()
         lost = [row for row in self.rows.values() if row.book is book]
         for row in lost:
@@ -497,16 +508,18 @@ class Fold:
     ) -> Accepted | Conflicting | Full | Incomplete:
         parts = owner.parts.pop(op.part_of, []) if op.part_of else []
         whole = [*parts, (self.seq, index, op.messages)]
-        verdict = self._admit(whole, entry.at) if len(parts) == op.parts else Incomplete()
+        verdict = self._admit(whole, op, entry.at) if len(parts) == op.parts else Incomplete()
         for seq, _, _ in parts:
             self._need_not(seq)
         return verdict
 
-    def _admit(self, whole: list[tuple[int, int, list[r.Sent]]], now: float) -> Accepted | Conflicting | Full:
+    def _admit(
+        self, whole: list[tuple[int, int, list[r.Sent]]], op: r.Publish, now: float
+    ) -> Accepted | Conflicting | Full:
         stored: list[Stored] = []
         fresh: list[tuple[r.Sent, Route, int, int, int]] = []
         here: dict[str, Known] = {}
-        incoming: dict[Book, int] = {}
+        incoming: dict[Book, list[int]] = {}
         for seq, index, messages in whole:
             for at, sent in enumerate(messages):
                 route = self.route(sent.topic)
@@ -519,48 +532,105 @@ class Fold:
                         continue
                     here[sent.id] = Known(now + DUPLICATE_WINDOW_S, sent.digest, route.ids)
                 stored.append(route.stored)
-                fresh.append((sent, route, seq, index, at))
                 for book in route.books:
-                    incoming[book] = incoming.get(book, 0) + 1
-        for book, count in incoming.items():
-            if book.pending + count > book.spec.capacity and book.consumers:
-                return Full(book)
+                    incoming.setdefault(book, []).append(len(fresh))
+                fresh.append((sent, route, seq, index, at))
+        plans: dict[Book, Plan] = {}
+        for book, places in incoming.items():
+            if book.pending + len(places) > capacity(book, now):
+                if book.consumers and not op.waited:
+                    return Full(book)
+                plans[book] = self.plan(book, [fresh[p][0].priority for p in places], now, may_grow=op.may_grow)
+                if plans[book].refused:
+                    return Full(book)
         for id_, known in here.items():
             self._know(id_, known, now)
-        buried = [
-            row
-            for sent, route, seq, index, at in fresh
-            for book in route.books
-            if (row := self._accept(sent, book, seq, index, at, now)) is not None
-        ]
-        return Accepted(stored, buried)
+        grew, buried = self._make_room(plans.values(), now)
+        left_out = {book: {incoming[book][place] for place in planned.left_out} for book, planned in plans.items()}
+        for place, (sent, route, seq, index, at) in enumerate(fresh):
+            for book in route.books:
+                row = self._accept(sent, book, seq, index, at, now)
+                if place in left_out.get(book, ()):
+                    self._bury(row, self._no_room(row, now))
+                    buried.append(row)
+                else:
+                    self._line_up(row, now)
+        return Accepted(stored, grew, buried)
 
-    def _accept(self, sent: r.Sent, book: Book, seq: int, index: int, at: int, now: float) -> Row | None:
-        """Store one delivery; itself if there was no room, and it was buried at once."""
+    def plan(self, book: Book, priorities: Sequence[int], now: float, *, may_grow: bool) -> Plan:
+        """What a publish leads to in a queue that is too full for it. Changes nothing."""
+        return plan(self.rows, book, priorities, now, may_grow=may_grow)
+
+    def _make_room(self, plans: Iterable[Plan], now: float) -> tuple[list[Book], list[Row]]:
+        grew: list[Book] = []
+        buried: list[Row] = []
+        for planned in plans:
+            book = planned.book
+            if planned.step.rung is Rung.EXPAND:
+                book.expanded_until = now + book.spec.overflow.expand_for
+                self.expanded.add(book)
+                grew.append(book)
+            for row, by in zip(planned.victims, planned.by(), strict=True):
+                book.pending -= 1
+                self._untried(row)
+                self._bury(row, self._no_room(row, now, by))
+                buried.append(row)
+        return grew, buried
+
+    def _accept(self, sent: r.Sent, book: Book, seq: int, index: int, at: int, now: float) -> Row:
         row = self.rows[self.next_row] = Row(self.next_row, book, sent, seq, index, at)
         self.next_row += 1
         row.moved_at = now
         book.accepted += 1
         self._need(seq)
-        if book.pending >= book.spec.capacity:
-            dead = Dead(
-                self._dead_id(),
-                "overflow",
-                now,
-                0,
-                0,
-                "queue_overflow",
-                "QueueFull",
-                f"overflow:{book.name}",
-                capacity=book.spec.capacity,
-            )
-            self._bury(row, dead)
-            return row
-        book.pending += 1
-        if sent.due_at > now:
+        return row
+
+    def _line_up(self, row: Row, now: float) -> None:
+        row.book.pending += 1
+        if row.due_at > now:
             row.state = _SCHEDULED
+        self._waits(row)
+
+    def _waits(self, row: Row) -> None:
+        book = row.book
+        if book.line is not None:
+            book.line.add(row)
+            if 2 * book.pending < book.spec.capacity:
+                book.line = None
         self.watcher.moved(row)
-        return None
+
+    def _no_room(self, row: Row, now: float, by: int = -1) -> Dead:
+        """What is kept of a delivery that had no room; `by`: the priority for which it gave way."""
+        book = row.book
+        kind = "overflow" if by < 0 else "displaced"
+        return Dead(
+            self._dead_id(),
+            "overflow",
+            now,
+            0,
+            0,
+            "queue_overflow",
+            "QueueFull",
+            f"{kind}:{book.name}",
+            capacity(book, now),
+            by,
+        )
+
+    def _contract(self, op: r.Contract, _index: int, entry: r.Entry, _owner: Owner) -> list[Book]:
+        """Those whose expansion is over."""
+        over = []
+        for name in op.names:
+            book = self.books.get(name)
+            if book is not None and self.contracts(book, entry.at):
+                book.expanded_until = 0.0
+                self.expanded.discard(book)
+                over.append(book)
+        return over
+
+    @staticmethod
+    def contracts(book: Book, now: float) -> bool:
+        spec = book.spec
+        return contracts(spec.capacity, spec.overflow, book.expanded_until, now, book.pending)
 
     def recognise(self, id_: str, now: float) -> Known | None:
         known = self.known.get(id_)
@@ -691,7 +761,7 @@ class Fold:
         row.book.pending += 1
         if row.key is not None and row.attempt:
             self.tried.setdefault((row.book.id, row.key), set()).add(row.d)
-        self.watcher.moved(row)
+        self._waits(row)
 
     def _dead_id(self) -> int:
         self.next_dead += 1
@@ -771,8 +841,3 @@ class Fold:
             row.book.discarded += 1
             self._drop(row)
         return None
-
-
-def envelope_of(row: Row, sent: r.Sent, body: bytes) -> Envelope:
-    """The message of a delivery. One that was replayed expires no more."""
-    return sent.envelope(body, expires=row.expires_at > 0)

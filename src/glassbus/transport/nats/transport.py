@@ -84,7 +84,7 @@ class NatsTransport:
         lease_s: float | None = None,
     ) -> None:
         place, level, lease = _settings(addresses)
-        self.features = Features(durable=True, multi_process=True, level=level)
+        self.features = Features(durable=True, multi_process=True, level=level, ladder=True)
         self.address = ",".join(str(address) for address in addresses)
         self._addresses = list(addresses)
         self._clock = clock
@@ -245,6 +245,20 @@ class NatsTransport:
         before: Hold = await self._call(r.SetHold(name, paused, forced), _as_it_is)
         return before
 
+    def hold_back_low(self, name: str, held: bool, /) -> None:
+        """See `HoldsBackLow`."""
+        if self._state == "open" and self._process == os.getpid():
+            self._engine.hold_back_low(name, held)
+
+    @property
+    def may_grow(self) -> bool:
+        """See `Grows`."""
+        return self._engine.may_grow
+
+    @may_grow.setter
+    def may_grow(self, allowed: bool) -> None:
+        self._engine.may_grow = allowed
+
     # Publishing
 
     async def publish(self, batch: Sequence[Envelope], /, wait_s: float) -> Sequence[Stored]:
@@ -307,7 +321,7 @@ class NatsTransport:
 
     def queues(self) -> dict[str, QueueState]:
         self._check_looking()
-        return looking.queues(self._engine)
+        return looking.queues(self._engine, self._clock.wall())
 
     def _check_looking(self) -> None:
         """What was read last may be looked at after a close."""

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Any
 
 from glassbus.clock import Clock
+from glassbus.message import Priority
 from glassbus.policy.delivery import State
 from glassbus.policy.ledger import Account
 from glassbus.policy.priority import PriorityTurn
@@ -212,10 +213,13 @@ class View:
 
     # Claiming
 
-    def take(self, book: Book, wanted: int, running: list[Row], overdue: list[Row]) -> list[Row]:
+    def take(
+        self, book: Book, wanted: int, running: list[Row], overdue: list[Row], least: int = Priority.LOW
+    ) -> list[Row]:
         """Up to `wanted` deliveries to ask for, each in its turn; they are TAKEN until they move or are put back.
 
-        `running` are those in flight in this process. What has expired is added to `overdue`.
+        `running` are those in flight in this process. What has expired is added to `overdue`. What is of a priority
+        lower than `least` is left.
         """
         lanes = self.lanes(book)
         if not lanes.waiting or book.hold.held:
@@ -227,6 +231,8 @@ class View:
         while len(taken) < wanted:
             found = None
             for priority in lanes.turn.order():
+                if priority < least:
+                    continue
                 found = self._next(lanes, lanes.ready[priority], keys, overdue)
                 if found is not None:
                     break
