@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import inspect
 import queue
@@ -264,9 +265,13 @@ class Threads:
     def _spawn(self) -> _Inbox:
         inbox: _Inbox = queue.SimpleQueue()
         self._started += 1
-        threading.Thread(
+        thread = threading.Thread(
             target=_serve, args=(inbox,), name=f"glassbus-{self._name}-{self._started}", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # what the system says is EAGAIN, which Python does not pass on
+            raise BlockingIOError(errno.EAGAIN, f"no thread can be started for a handler: {error}") from error
         return inbox
 
     def close(self) -> None:

@@ -98,20 +98,32 @@ def test_what_was_added_is_halved_and_not_below_what_successes_needed() -> None:
     timeout.timed_out(2.0)
     timeout.pass_to(4.0)
     assert timeout.in_force_s == 2.5
-    timeout.needed(2.0)  # and then it is to have 2.4
+    timeout.needed(2.4)
+    assert timeout.in_force_s == pytest.approx(2.88), "with headroom"
     timeout.pass_to(8.0)
-    assert 2.25 < timeout.in_force_s < 2.4
-    timeout.pass_to(100.0)
+    assert 2.6 < timeout.in_force_s < 2.88
+    timeout.pass_to(200.0)
     assert timeout.in_force_s == 2.0
+
+
+def test_attempts_that_take_the_same_again_and_again_never_time_out_again() -> None:
+    """One timeout teaches it; a success a while keeps it."""
+    timeout, now = TimeoutInForce(2.0, 20.0, AdaptiveTimeout(), 0.0), 0.0
+    timeout.timed_out(2.0)
+    for _ in range(500):
+        now += 2.5
+        timeout.pass_to(now)
+        assert timeout.in_force_s > 2.5
+        timeout.needed(2.5)
 
 
 def test_other_settings_hold_at_once() -> None:
     timeout = TimeoutInForce(2.0, 20.0, AdaptiveTimeout(), 0.0)
     timeout.timed_out(2.0)
+    timeout.tune(2.0, 20.0, AdaptiveTimeout(cap=1.25))
+    assert timeout.in_force_s == 2.5
     timeout.tune(1.0, 4.0, AdaptiveTimeout())
-    assert (timeout.own_s, timeout.in_force_s) == (1.0, 2.0)
-    timeout.tune(5.0, 50.0, AdaptiveTimeout())
-    assert timeout.in_force_s == 5.0
+    assert (timeout.own_s, timeout.in_force_s) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -54,25 +54,28 @@ class TimeoutInForce:
 
     def __init__(self, own_s: float, abandon_after_s: float, settings: AdaptiveTimeout, now: float) -> None:
         self._now = now
-        self.in_force_s = self._needed_s = own_s
+        self.own_s = self.in_force_s = own_s
         self.tune(own_s, abandon_after_s, settings)
 
     def tune(self, own_s: float, abandon_after_s: float, settings: AdaptiveTimeout) -> None:
-        """Other settings hold from now on; what was stretched before is forgotten when they change the own timeout."""
+        """Other settings hold from now on. With another own timeout, what was stretched before is forgotten."""
+        if own_s != self.own_s:
+            self.in_force_s = own_s
         self.own_s = own_s
         self.factor = settings.factor
         self.cap_s = max(own_s, min(own_s * settings.cap, abandon_after_s / 2))
         self._half_life_s = max(HALF_LIFE_MIN_S, settings.half_life * own_s)
         self._needed_s = own_s
-        self.in_force_s = min(max(self.in_force_s, own_s), self.cap_s)
+        self.in_force_s = min(self.in_force_s, self.cap_s)
 
     def timed_out(self, had_s: float) -> None:
         """An attempt ran past the timeout of `had_s` that it had."""
         self.in_force_s = max(self.in_force_s, min(self.cap_s, had_s * self.factor))
 
     def needed(self, took_s: float) -> None:
-        """An attempt succeeded that would have been ended by the own timeout: the stretch was right."""
-        self._needed_s = max(self._needed_s, min(self.in_force_s, took_s * _HEADROOM))
+        """An attempt succeeded that the own timeout would have ended: the stretch was right, and is kept a while."""
+        self._needed_s = max(self._needed_s, min(self.cap_s, took_s * _HEADROOM))
+        self.in_force_s = max(self.in_force_s, self._needed_s)
 
     def pass_to(self, now: float) -> None:
         """Time passes to `now`: what was added is halved every half-life."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from glassbus.clock import Clock
-from glassbus.errors import ErrorCategory
+from glassbus.errors import BusOverloaded, ErrorCategory
 from glassbus.facts import Delivery, TimeoutAdapted
 from glassbus.observer import Hub
 from glassbus.policy.retry import Retry
@@ -22,6 +22,9 @@ from glassbus.recovery.guard import ComponentBreakers
 from glassbus.recovery.resources import Intake, LoadShedding
 
 _C = ErrorCategory
+#: Running fewer attempts at once does not help against these: a stack is of one attempt, and a bus that
+#: takes nothing has shed its load already.
+_NOT_OF_LOAD = (RecursionError, BusOverloaded)
 
 
 class _Pace(NamedTuple):
@@ -112,7 +115,8 @@ class HandlerRecovery:
         self._retry = retry
         self._retries.clear()
         self._timeout.tune(timeout_s, abandon_after_s, adaptive)
-        self._look_at_timeout()
+        self._told_s = self._timeout.in_force_s
+        self._adapted(self._told_s)
         self.load.resize(concurrency)
 
     def timeout_in_force_s(self) -> float:
@@ -127,7 +131,7 @@ class HandlerRecovery:
 
     def failed(self, delivery: Delivery, category: ErrorCategory, error: BaseException, started: float) -> None:
         """An attempt that began at `started` (monotonic seconds) failed."""
-        if category == _C.RESOURCE_EXHAUSTION:
+        if category == _C.RESOURCE_EXHAUSTION and not issubclass(type(error), _NOT_OF_LOAD):
             self.load.exhausted(delivery, error, started)
         elif category == _C.CONFIGURATION_ERROR:
             self._configuration.handler_failed(self._name, delivery, error)
