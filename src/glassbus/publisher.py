@@ -14,6 +14,7 @@ from glassbus.errors import InvalidHeaders, InvalidPayload, PublishRejected, sho
 from glassbus.facts import (
     DuplicateRecognised,
     MessagePublished,
+    MessageSpooled,
     MessageUnrouted,
     PublishLeftUncertain,
     PublishRefused,
@@ -146,6 +147,13 @@ class Publisher:
     def stored(self, envelope: Envelope, outcome: Stored, duration_s: float) -> None:
         """Count a message that the store took, and state what somebody asked to see."""
         tally = self._topics.get(envelope.topic) or self._tally(envelope.topic)
+        if outcome.spooled is not None and not outcome.duplicate:
+            self._hub.state(
+                MessageSpooled(
+                    at=self._wall(), envelope=envelope, destination=tally.destination, duration_s=duration_s
+                )
+            )
+            return
         if outcome.duplicate or not outcome.subscriptions:
             kind = DuplicateRecognised if outcome.duplicate else MessageUnrouted
             self._hub.state(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from glassbus.clock import Clock
-from glassbus.config import Address, Settings
+from glassbus.config import Address, Settings, Spool
 from glassbus.errors import ConfigurationError
 from glassbus.transport import Supervise, Transport
 from glassbus.transport.memory import MemoryTransport
@@ -18,13 +18,16 @@ def make_transport(
     clock: Clock,
     durability: str = "disk",
     supervise: Supervise | None = None,
+    spool: Spool | None = None,
 ) -> Transport:
     """The transport for `addresses`; does no I/O. Raises ConfigurationError.
 
-    `supervise` makes what keeps a broker's transport connected.
+    `supervise` makes what keeps a broker's transport connected; `spool` is what to keep while it is not.
     """
     if any(address.scheme == "nats" for address in addresses):
-        return _nats(addresses, settings, clock, supervise)
+        return _spooling(lambda watch: _nats(addresses, settings, clock, watch), settings, clock, supervise, spool)
+    if spool is not None and spool.enabled:
+        raise ConfigurationError("a spool is for a broker that may be away; memory:// and sqlite:// need none")
     if len(addresses) > 1:
         raise ConfigurationError("a failover set needs a broker transport; memory:// and sqlite:// take one URL")
     address = addresses[0]
@@ -54,6 +57,25 @@ def make_transport(
     if wanted not in ("disk", "process"):
         raise ConfigurationError(f"durability must be 'disk' or 'process', not {wanted!r}")
     return SqliteTransport(path, clock=clock, durability="disk" if wanted == "disk" else "process")
+
+
+def _spooling(
+    make: Callable[[Supervise | None], Transport],
+    settings: Settings,
+    clock: Clock,
+    supervise: Supervise | None,
+    spool: Spool | None,
+) -> Transport:
+    """A broker's transport, with a spool before it where there is a place for one and nobody turned it off."""
+    if settings.state_dir is None and spool is not None and spool.enabled:
+        raise ConfigurationError("a spool is a file: say where, with state_dir=")
+    if settings.state_dir is None or supervise is None or not (spool is None or spool.enabled):
+        return make(supervise)
+    from glassbus.transport.spool import SpoolingTransport  # which needs the database engine
+
+    return SpoolingTransport(
+        make, supervise, spool or Spool(), folder=settings.state_dir, bus=settings.name, clock=clock
+    )
 
 
 def _nats(addresses: Sequence[Address], settings: Settings, clock: Clock, supervise: Supervise | None) -> Transport:

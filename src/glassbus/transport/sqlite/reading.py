@@ -119,6 +119,10 @@ class Reader:
         with self._reading() as connection:
             return _ledger(connection)
 
+    def body_bytes(self) -> int:
+        with self._reading() as connection:
+            return int(value(connection, "SELECT total(length(body)) FROM messages"))
+
     def queues(self) -> dict[str, QueueState]:
         with self._reading() as connection:
             now = self._wall()
