@@ -33,6 +33,7 @@ GlassbusError
 │   ├── AttemptsSpent             a lowered `max_attempts` allows no further attempt
 │   └── PayloadUndecodable        the stored bytes do not fit the handler's type
 ├── UnknownDeadLetter             no dead letter of that id
+├── WouldBlockLoop                a blocking call in a thread whose event loop it would stop; also a RuntimeError
 └── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
 """
 
@@ -226,6 +227,10 @@ class PayloadUndecodable(HandlingError):
 
 class UnknownDeadLetter(GlassbusError, LookupError):
     """No dead letter of this id."""
+
+
+class WouldBlockLoop(GlassbusError, RuntimeError):
+    """A blocking call was made in a thread that runs an event loop, which would stand still; nothing was done."""
 
 
 class BreakerOpen(GlassbusError, RuntimeError):

@@ -563,6 +563,12 @@ class ManifestQuarantined(_Fact, frozen=True, kw_only=True):
 # Records and faults
 
 
+class ErrorReported(_Fact, frozen=True, kw_only=True):
+    """A program gave the bus an error of its own to handle (`ProductionMessageBus`); what was tried is in the report."""
+
+    report: ErrorReport
+
+
 class JournalFailed(_Fact, frozen=True, kw_only=True):
     """The journal could not be written; `dropped` entries are not on disk. Told once until it works again."""
 
@@ -650,6 +656,7 @@ Fact = (
     | EmergencyStopEnded
     | EmergencyReconciled
     | ManifestQuarantined
+    | ErrorReported
     | JournalFailed
     | FaultInjected
     | FaultHealed

@@ -144,6 +144,11 @@ LINES: dict[FactType, Line] = {
         ("manifest", "saved", "restored", "missing"),
     ),
     f.ManifestQuarantined: Line(CRITICAL, "manifest quarantined", ("manifest", "moved_to", "error")),
+    f.ErrorReported: Line(
+        _if_bad(lambda fact: fact.report.severity is ErrorSeverity.CRITICAL, CRITICAL, DEBUG),
+        "error reported",
+        ("report",),
+    ),
     f.JournalFailed: Line(ERROR, "journal failed", ("operation", "error", "dropped")),
     f.FaultInjected: Line(WARNING, "fault injected", ("fault", "target")),
     f.FaultHealed: Line(WARNING, "fault healed", ("fault", "target", "hits")),

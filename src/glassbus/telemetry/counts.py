@@ -120,6 +120,7 @@ class Counts:
                 | f.CredentialsRefreshed()
                 | f.EmergencyReconciled()
                 | f.EmergencyStopBegan()
+                | f.ErrorReported()
                 | f.IntakePaused()
                 | f.JournalFailed()
                 | f.LedgerUnbalanced()

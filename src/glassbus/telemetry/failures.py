@@ -46,6 +46,7 @@ _ERRORS = frozenset(
         f.DeliveryDeadLettered,
         f.EmergencyReconciled,
         f.EmergencyStopBegan,
+        f.ErrorReported,
         f.EscalationNotified,
         f.IntakePaused,
         f.JournalFailed,
@@ -71,6 +72,8 @@ def failure_of(fact: f.Fact) -> Failure | None:
     match fact:
         case f.AttemptFailed():
             return of_report(fact.report, fact.delivery.destination)
+        case f.ErrorReported():
+            return of_report(fact.report, "")
         case f.DeliveryDeadLettered():
             # Every other reason follows an f.AttemptFailed, which has counted it.
             told = fact.reason not in ("owner_died", "overflow")

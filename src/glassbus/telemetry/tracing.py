@@ -246,6 +246,7 @@ class Tracing:
             case (
                 f.EmergencyReconciled()
                 | f.EmergencyStopBegan()
+                | f.ErrorReported()
                 | f.IntakePaused()
                 | f.JournalFailed()
                 | f.LedgerUnbalanced()
