@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, assert_type
 
 import msgspec
 
 from glassbus import (
     Account,
+    AdaptiveTimeout,
     Audit,
     BreakerState,
     DeadLetter,
@@ -39,6 +41,7 @@ from glassbus import (
     Receipt,
     Retry,
 )
+from glassbus.codec import JSON, MSGPACK, RAW
 
 
 class Order(msgspec.Struct):
@@ -95,7 +98,15 @@ def refund(refund: Refund) -> int:
     return refund.order_id
 
 
-@bus.subscribe("raw", capacity=100, abandon_after=60.0)
+def settings() -> dict[str, Any]:
+    return {"subscriptions": {"raw": {"concurrency": 2}}}
+
+
+configured = MessageBus(configuration=settings, codecs=[JSON, MSGPACK])
+from_file = MessageBus(configuration=Path("bus.toml"))
+
+
+@bus.subscribe("raw", capacity=100, abandon_after=60.0, codecs=[JSON, RAW], adaptive_timeout=AdaptiveTimeout(cap=1))
 async def raw(payload: dict[str, Any]) -> None: ...
 
 

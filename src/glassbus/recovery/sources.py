@@ -41,6 +41,7 @@ class ConfigurationSource:
         """Raises ConfigurationError when `source` can be none."""
         self._clock = clock
         self._threads: Threads | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._read: Callable[[], Any]
         if isinstance(source, str | os.PathLike):
             path = Path(source)
@@ -53,7 +54,8 @@ class ConfigurationSource:
         elif callable(source):
             name = getattr(source, "__qualname__", None)
             self.described = name if type(name) is str else type_name(type(source))
-            self._identity = f"{getattr(source, '__module__', '')}.{self.described}"
+            file = getattr(getattr(source, "__code__", None), "co_filename", "")
+            self._identity = f"{file}:{getattr(source, '__module__', '')}.{self.described}"
             self._read = source
         else:
             raise ConfigurationError(f"configuration must be a callable or the path of a file, not {shown(source)}")
@@ -66,8 +68,8 @@ class ConfigurationSource:
         """What the source says, as plain data. Raises ConfigurationError, whatever the source does."""
         try:
             async with asyncio.timeout(SOURCE_TIMEOUT_S):
-                answer = await self._guarded(self._read)
-                if inspect.isawaitable(answer):
+                answer, is_awaitable = await self._guarded(self._ask)
+                if is_awaitable:
                     answer = await _to_end(answer)
                 plain: dict[str, Any] = await self._guarded(lambda: _as_plain(answer))
                 return plain
@@ -78,10 +80,15 @@ class ConfigurationSource:
         except _SourceFailed as failed:
             raise ConfigurationError(f"the configuration source {self.described!r} failed: {failed}") from None
 
+    def _ask(self) -> tuple[Any, bool]:
+        answer = self._read()
+        return answer, inspect.isawaitable(answer)
+
     async def on_thread(self, function: Callable[[], Any]) -> Any:
         """Run something blocking of ours beside the loop; what it raises comes through."""
-        if self._threads is None:
-            self._threads = Threads(asyncio.get_running_loop(), self._clock, "configuration")
+        loop = asyncio.get_running_loop()
+        if self._threads is None or self._loop is not loop:  # a start that failed can be made again, on another loop
+            self._threads, self._loop = Threads(loop, self._clock, "configuration"), loop
         return await self._threads.run(copy_context(), function)
 
     async def _guarded(self, function: Callable[[], Any]) -> Any:
