@@ -55,7 +55,7 @@ from glassbus.policy.timeouts import AdaptiveTimeout
 from glassbus.publisher import Publisher
 from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
-from glassbus.record.journal import Journal
+from glassbus.record.journal import Journal, JournalSettings
 from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.connections import Connection, EndpointBreaker
 from glassbus.recovery.credentials import CredentialsSource, check_source
@@ -84,6 +84,8 @@ telemetry_observers: list[Callable[[MessageBus], Observer]] = []
 
 #: What the store gets to record its last settlements, even when the handlers took all of the deadline, in seconds.
 _CLOSE_S = 1.0
+#: What escalation channels get to be told of what just happened, in seconds.
+_TELL_S = 2.0
 _OUR_FILES = frozenset(
     {
         __file__,
@@ -479,16 +481,19 @@ class MessageBus:
             left_s = max(_CLOSE_S, deadline - (self._monotonic() - started))
             kept, discarded = await self._transport.close(left_s)
             within = self._monotonic() - started <= deadline + 0.5
-            self._state = "stopped"
-            self.hub.state(
-                BusStopped(
-                    at=self._wall(),
-                    bus=self.name,
-                    given_back=kept,
-                    discarded=discarded,
-                    within_deadline=within,
+            try:
+                await self.escalations.stop(_TELL_S)
+            finally:
+                self._state = "stopped"
+                self.hub.state(
+                    BusStopped(
+                        at=self._wall(),
+                        bus=self.name,
+                        given_back=kept,
+                        discarded=discarded,
+                        within_deadline=within,
+                    )
                 )
-            )
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -804,6 +809,10 @@ class MessageBus:
             return []
         return self._endpoint.connections(self._transport.spooled() if isinstance(self._transport, Spools) else 0)
 
+    def escalations_open(self) -> dict[str, int]:
+        """Escalations that are not resolved, by severity."""
+        return {severity.value: count for severity, count in self.escalations.open_by_severity().items()}
+
     def observer_failures(self) -> dict[str, int]:
         """How often each observer raised, by its name."""
         return dict(self.hub.failures)
@@ -824,6 +833,10 @@ class MessageBus:
     def journal_dropped(self) -> int:
         """Entries that the journal's ring has let go of."""
         return self.journal.dropped
+
+    def error_memory_bytes(self) -> int:
+        """About how much memory the records of errors take."""
+        return self.journal.memory_bytes()
 
     def _break(self, error: BaseException) -> None:
         """The store cannot go on: take nothing more, so that nothing more is at risk."""

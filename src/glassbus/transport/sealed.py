@@ -1,0 +1,91 @@
+"""Small files that must not be half-read: lines, then a seal with their number and checksum.
+
+A file appears whole or not at all (written beside, fsynced, renamed, its folder fsynced), readable by its owner only.
+A damaged one is moved aside, and nothing of it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+
+class Damaged(Exception):
+    """A sealed file is not what was written. `moved_to` is where it is now."""
+
+    def __init__(self, name: str, why: str, moved_to: str) -> None:
+        super().__init__(f"{name} is damaged ({why}); it was moved to {moved_to}")
+        self.name = name
+        self.why = why
+        self.moved_to = moved_to
+
+
+class _Seal(msgspec.Struct):
+    deliveries: int  # the number of lines; the name is of the first use of this form
+    checksum: str
+
+
+def _checksum(body: bytes) -> str:
+    return blake2b(body, digest_size=32).hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder`, for its owner only, if it is not there. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write(path: Path, lines: Sequence[bytes]) -> None:
+    """Write `lines` (none with a line break in it) to `path`, durable on return. Blocks. Raises OSError."""
+    body = b"".join(line + b"\n" for line in lines)
+    seal = msgspec.json.encode(_Seal(len(lines), _checksum(body)))
+    make_folder(path.parent)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
+            file.write(body + seal + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> list[bytes]:
+    """The lines of `path`. Raises FileNotFoundError, OSError, and ValueError when it is damaged."""
+    text = path.read_bytes()
+    body, seal_line = text[: text.rstrip(b"\n").rfind(b"\n") + 1], text.rstrip(b"\n").rpartition(b"\n")[2]
+    try:
+        seal = msgspec.json.decode(seal_line, type=_Seal)
+    except msgspec.MsgspecError:
+        raise ValueError("it has no seal: it was cut short, or is something else") from None
+    lines = body.splitlines()
+    if seal.deliveries != len(lines) or seal.checksum != _checksum(body):
+        raise ValueError("its checksum does not match")
+    return lines
+
+
+def move_aside(path: Path) -> Path:
+    """Rename a damaged file so that nobody reads it again, and keep it for people. Raises OSError."""
+    aside = path.with_suffix(".damaged")
+    number = 1
+    while aside.exists():
+        aside = path.with_suffix(f".damaged.{number}")
+        number += 1
+    path.replace(aside)
+    return aside
