@@ -84,6 +84,14 @@ class FakeHealth:
     checks: tuple[FakeCheck, ...] = ()
 
 
+@dataclass
+class FakeConnection:
+    endpoint: str = "nats://one:4222"
+    up: bool = True
+    round_trip_age_s: float | None = 0.5
+    spooled: int = 0
+
+
 class FakeSource:
     """A bus with one subscription, `charge` on `orders.*`, that has done nothing yet."""
 
@@ -104,6 +112,7 @@ class FakeSource:
         self.disk: int | None = None
         self.failures: dict[str, int] = {}
         self.store_down = False
+        self.endpoints: list[FakeConnection] = []
 
     def tallies(self) -> list[Tally]:
         return [self.tally]
@@ -140,6 +149,15 @@ class FakeSource:
 
     def journal_dropped(self) -> int:
         return 0
+
+    def connections(self) -> list[FakeConnection]:
+        return self.endpoints
+
+    def escalations_open(self) -> dict[str, int]:
+        return {"critical": 2}
+
+    def error_memory_bytes(self) -> int:
+        return 12_345
 
     def loop_age_s(self) -> float:
         return self.loop_age

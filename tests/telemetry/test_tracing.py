@@ -570,7 +570,8 @@ def test_a_provider_that_is_not_the_sdks_gets_spans_through_the_api() -> None:
 
     run_virtual(scenario)
     assert sorted(started) == sorted(
-        ["process orders", "error orders", "recover orders"] * 2 + ["settle orders", "shutdown"]
+        ["process orders", "error orders", "recover orders"] * 2
+        + ["settle orders", "escalate MessageDeadLettered", "shutdown"]
     )
 
 

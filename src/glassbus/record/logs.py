@@ -126,7 +126,8 @@ LINES: dict[FactType, Line] = {
         "health changed",
         ("from_status", "to_status", "detail"),
     ),
-    f.EscalationOpened: Line(ERROR, "escalated", ("name", "severity", "fingerprint", "summary")),
+    # The log channel, which is always there, tells it in full.
+    f.EscalationOpened: Line(DEBUG, "escalated", ("name", "severity", "fingerprint", "summary")),
     f.EscalationNotified: Line(
         _if_bad(lambda fact: fact.outcome == "failed", ERROR, INFO),
         "escalation notified",

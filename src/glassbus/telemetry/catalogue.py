@@ -240,13 +240,26 @@ METRICS: tuple[Metric, ...] = (
         "SubscriberView.state",
     ),
     # Store, ledger, bus
-    Metric("connection_up", "gauge", "Whether the store answered its last call.", {"endpoint": ANY}, "TransportFailed"),
+    Metric(
+        "connection_up",
+        "gauge",
+        "Whether the broker is connected; of an embedded store, whether it answered its last call.",
+        {"endpoint": ANY},
+        "ConnectionView.up, TransportFailed",
+    ),
+    Metric(
+        "spool_messages",
+        "gauge",
+        "Messages kept on this machine until the broker is back.",
+        {"endpoint": ANY},
+        "ConnectionView.spooled",
+    ),
     Metric(
         "last_round_trip_age_seconds",
         "gauge",
-        "Time since the store last answered; absent before it ever did.",
+        "Time since the broker or store last answered; absent before it ever did.",
         {"endpoint": ANY},
-        "Source.round_trip_age_s",
+        "ConnectionView.round_trip_age_s, Source.round_trip_age_s",
         "seconds",
     ),
     Metric(
@@ -284,6 +297,21 @@ METRICS: tuple[Metric, ...] = (
         "Notifications of people, by channel. suppressed: over the channel's rate limit.",
         {"severity": SEVERITIES, "channel": ANY, "outcome": ("sent", "failed", "suppressed")},
         "EscalationNotified",
+    ),
+    Metric(
+        "escalations_open",
+        "gauge",
+        "Escalations that are not resolved. The same from every process of a store.",
+        {"severity": SEVERITIES},
+        "Source.escalations_open",
+    ),
+    Metric(
+        "error_memory_bytes",
+        "gauge",
+        "About how much memory the records of errors take.",
+        {},
+        "Source.error_memory_bytes",
+        "bytes",
     ),
     # Telemetry about itself
     Metric(

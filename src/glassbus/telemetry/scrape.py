@@ -130,8 +130,6 @@ def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> 
         for action in catalogue.RETRY_ACTIONS:
             for outcome in ("succeeded", "failed"):
                 scrape.add("recovery_attempts_total", (bus, category, action, outcome, ""))
-    scrape.add("reconnects_total", (bus, source.address))
-    scrape.add("connection_up", (bus, source.address), float(counts.connected and not scraped.stopped))
     for name, series in list(counts.counters.items()):
         for labels, value in list(series.items()):
             scrape.add(name, (bus, *labels), value)
@@ -198,13 +196,32 @@ def _age(now: float, since: float) -> float:
 def _read_bus(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
     scrape.one_hot("health_status", (bus,), catalogue.HEALTH_STATES, source.health().status)
     scrape.add("journal_dropped_total", (bus,), source.journal_dropped())
-    age_s = source.round_trip_age_s()
-    if age_s is not None:
-        scrape.add("last_round_trip_age_seconds", (bus, source.address), age_s)
+    scrape.add("error_memory_bytes", (bus,), source.error_memory_bytes())
+    still_open = source.escalations_open()
+    for severity in catalogue.SEVERITIES:
+        scrape.add("escalations_open", (bus, severity), still_open.get(severity, 0))
     build = (bus, scraped.version, platform.python_version(), source.transport)
     scrape.add("build_info", build, 1)
     for observer, failures in source.observer_failures().items():
         scrape.add("observer_failures_total", (bus, observer), failures)
+
+
+def _read_connections(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    endpoints = list(source.connections())
+    for view in endpoints:
+        labels = (bus, view.endpoint)
+        scrape.add("connection_up", labels, float(view.up and not scraped.stopped))
+        scrape.add("reconnects_total", labels)
+        scrape.add("spool_messages", labels, view.spooled)
+        if view.round_trip_age_s is not None:
+            scrape.add("last_round_trip_age_seconds", labels, view.round_trip_age_s)
+    if not endpoints:  # the store is embedded: it is the one endpoint
+        labels = (bus, source.address)
+        scrape.add("connection_up", labels, float(scraped.counts.connected and not scraped.stopped))
+        scrape.add("reconnects_total", labels)
+        age_s = source.round_trip_age_s()
+        if age_s is not None:
+            scrape.add("last_round_trip_age_seconds", labels, age_s)
 
 
 def _read_telemetry(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
@@ -237,5 +254,6 @@ _PARTS: tuple[Callable[[Scrape, str, Scraped, Source], None], ...] = (
     _read_breakers,
     _read_store,
     _read_bus,
+    _read_connections,
     _read_telemetry,
 )

@@ -80,6 +80,20 @@ class HealthView(Protocol):
     def ready(self) -> bool: ...
 
 
+class ConnectionView(Protocol):
+    """An endpoint of a broker, as it is now."""
+
+    @property
+    def endpoint(self) -> str: ...
+    @property
+    def up(self) -> bool: ...
+    @property
+    def round_trip_age_s(self) -> float | None: ...
+    @property
+    def spooled(self) -> int:
+        """Messages that wait in the spool until it is back."""
+
+
 class Source(Protocol):
     """A bus, as telemetry reads it. Held weakly: when the bus is gone its series go too."""
 
@@ -111,3 +125,12 @@ class Source(Protocol):
 
     def journal_dropped(self) -> int:
         """Journal lines that were dropped or folded into a summary; only grows."""
+
+    def connections(self) -> Iterable[ConnectionView]:
+        """The endpoints of a broker; none where the store is embedded."""
+
+    def escalations_open(self) -> Mapping[str, int]:
+        """Escalations that are not resolved, by severity."""
+
+    def error_memory_bytes(self) -> int:
+        """About how much memory the records of errors take."""
