@@ -307,6 +307,7 @@ class RecoveryStarted(_Fact, frozen=True, kw_only=True):
 
 class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
     """How it went. `refused`: the breaker of (component, category) did not let it begin; no start was stated.
+    `called_off`: the bus stopped meanwhile, which says nothing about whether it would have worked.
 
     `duration_s` is from the first failure.
     """
@@ -316,7 +317,7 @@ class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
     action: str
     target: str
     attempt: int
-    outcome: Literal["succeeded", "failed", "refused"]
+    outcome: Literal["succeeded", "failed", "refused", "called_off"]
     duration_s: float
     error: str = ""
 

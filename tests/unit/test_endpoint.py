@@ -513,7 +513,7 @@ def test_a_stop_in_the_middle_of_a_recovery_calls_it_off_uncounted() -> None:
             await asyncio.sleep(0.5)
             await w.supervisor.stop()
             [concluded] = w.seen.of(RecoveryConcluded)
-            assert concluded.error == "called off"
+            assert concluded.outcome == "called_off"
             [view] = w.breakers.views()
             assert view.failed_count == 0
             await w.supervisor.stop()

@@ -354,7 +354,7 @@ async def test_a_loop_that_turns_idle_regains_all_the_same(scene: Scene) -> None
         await asyncio.sleep(28)
         assert scene.gauge()[0] == 16
         assert scene.seen.of(LoadRegained)[-1].low_priority_held is False
-        assert [f.error for f in scene.seen.of(RecoveryConcluded)] == ["called off"]
+        assert [f.outcome for f in scene.seen.of(RecoveryConcluded)] == ["called_off"]
 
 
 def test_threads_that_cannot_start_are_exhaustion_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ LINES: dict[FactType, Line] = {
         WARNING, "recovery started", ("component", "category", "action", "target", "attempt", "error")
     ),
     f.RecoveryConcluded: Line(
-        _if_bad(lambda fact: fact.outcome != "succeeded", ERROR, WARNING),
+        _if_bad(lambda fact: fact.outcome in ("failed", "refused"), ERROR, WARNING),
         "recovery concluded",
         ("component", "category", "action", "target", "attempt", "outcome", "duration_s", "error"),
     ),

@@ -262,9 +262,9 @@ class Recovery:
                 self._breakers.failed(self._permit, cause)
 
     def cancelled(self) -> None:
-        """It was called off, which says nothing about whether it would have worked; stated as failed, not counted."""
+        """It was called off, which says nothing about whether it would have worked; not counted."""
         if self._end():
-            self._conclude("failed", "called off")
+            self._conclude("called_off")
             if self._permit is not None:
                 self._breakers.release(self._permit)
 
@@ -273,7 +273,7 @@ class Recovery:
         was_open, self._open = self._open, False
         return was_open
 
-    def _conclude(self, outcome: Literal["succeeded", "failed", "refused"], error: str = "") -> None:
+    def _conclude(self, outcome: Literal["succeeded", "failed", "refused", "called_off"], error: str = "") -> None:
         breakers = self._breakers
         breakers._hub.state(
             RecoveryConcluded(

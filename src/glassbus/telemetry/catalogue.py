@@ -138,7 +138,12 @@ METRICS: tuple[Metric, ...] = (
         "recovery_attempts_total",
         "counter",
         "Recoveries that have ended, counted once, when the attempt that they led to ends.",
-        {"category": CATEGORIES, "action": ACTIONS, "outcome": ("succeeded", "failed", "refused"), "destination": ANY},
+        {
+            "category": CATEGORIES,
+            "action": ACTIONS,
+            "outcome": ("succeeded", "failed", "refused", "called_off"),
+            "destination": ANY,
+        },
         "RecoveryEnded, RecoveryConcluded",
     ),
     Metric(
