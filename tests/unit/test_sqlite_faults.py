@@ -13,16 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlite_kit import Desk, FaultyStore, peek, play
 
+from glassbus.config import Overflow
 from glassbus.errors import (
     MessageConflict,
     PublishRejected,
     PublishUncertain,
+    QueueFull,
     StorageFull,
     StoreCorrupt,
     StoreLocked,
     TransportError,
 )
-from glassbus.facts import TransportFailed, TransportRecovered
+from glassbus.facts import OverflowHandled, TransportFailed, TransportRecovered
+from glassbus.message import Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.testing import VirtualClock
 from glassbus.transport.sqlite import DUPLICATE_WINDOW_S
@@ -33,10 +36,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "store.db"
 
 
-async def faulty(path: Path, clock: VirtualClock, **options: Any) -> tuple[Desk, FaultyStore]:
+async def faulty(path: Path, clock: VirtualClock, **spec: Any) -> tuple[Desk, FaultyStore]:
     store = FaultyStore(path)
-    desk = await Desk(path, clock, store=store, **options).open()
-    await desk.declare()
+    desk = await Desk(path, clock, store=store).open()
+    await desk.declare(**spec)
     return desk, store
 
 
@@ -94,6 +97,45 @@ def test_a_settlement_in_a_failed_commit_is_recorded_once(path: Path, fault: str
         account = desk.account()
         assert (account.in_flight, account.accepted) == (0, 1)
         assert len(await desk.dead_letters()) == (state is State.DEAD_LETTERED)
+        await desk.proven()
+        await desk.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("fault", ["lost", "kept"])
+def test_what_gives_way_in_a_failed_commit_gives_way_once(path: Path, fault: str) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        desk, store = await faulty(path, clock, capacity=2, overflow=Overflow(expand=1.0))
+        await desk.publish(b"1", b"2", priority=Priority.LOW)
+        store.plan = [fault]
+        await desk.publish(b"3", priority=Priority.CRITICAL)
+        account = desk.account()
+        assert (account.accepted, account.pending, account.dead_lettered) == (3, 2, 1)
+        (record,) = await desk.dead_letters()
+        assert record.envelope.body == b"2"
+        await desk.proven()
+        await desk.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("fault", ["lost", "kept"])
+def test_a_growth_in_a_failed_commit_is_one_growth(path: Path, fault: str) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        desk, store = await faulty(path, clock, capacity=2, overflow=Overflow(expand_for=60.0))
+        await desk.publish(b"1", b"2")
+        store.plan = [fault]
+        started = clock.wall()
+        await desk.publish(b"3")
+        assert 60 <= desk.transport.queues()["s"].expanded_until - started <= 62
+        with pytest.raises(QueueFull):
+            await desk.publish(b"4")
+        assert desk.account().pending == 3
+        await desk.settle(await desk.claim())
+        await asyncio.sleep(70)
+        assert desk.transport.queues()["s"].expanded_until == 0.0
+        assert [f.action for f in desk.ears.recorder.of(OverflowHandled)][-1] == "contract"
         await desk.proven()
         await desk.close()
 
@@ -475,7 +517,9 @@ def test_after_an_owner_died_all_that_was_stored_is_remembered_for_a_while(path:
 
 _STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("publish"), st.integers(0, 1), st.sampled_from([None, None, "k", "l"])),
+        st.tuples(
+            st.just("publish"), st.integers(0, 1), st.sampled_from([None, None, "k", "l"]), st.sampled_from(Priority)
+        ),
         st.tuples(st.just("again"), st.integers(0, 1), st.integers(0, 5)),
         st.tuples(st.just("claim"), st.integers(0, 1)),
         st.tuples(
@@ -496,11 +540,16 @@ _FAULTS: dict[str, str | Exception] = {
 }
 
 
+#: A queue that is mostly full, and one that never is.
+_FULL = {"capacity": 2, "overflow": Overflow(expand_for=10.0)}
+_ROOMY = {"capacity": 1000}
+
+
 class Plot:
     """Two owners of one file, and what must hold whatever happens to them."""
 
-    def __init__(self, path: Path, clock: VirtualClock) -> None:
-        self.path, self.clock = path, clock
+    def __init__(self, path: Path, clock: VirtualClock, spec: dict[str, Any]) -> None:
+        self.path, self.clock, self.spec = path, clock, spec
         self.desks: list[tuple[Desk, FaultyStore]] = []
         self.accepted: list[Any] = []
         self.held: list[tuple[Desk, Any]] = []
@@ -508,13 +557,15 @@ class Plot:
         self.possible: set[str] = set()
 
     async def start(self) -> None:
-        self.desks = [await faulty(self.path, self.clock) for _ in range(2)]
+        self.desks = [await faulty(self.path, self.clock, **self.spec) for _ in range(2)]
 
     async def step(self, kind: str, *arguments: Any) -> None:
         if kind in ("publish", "again"):
             desk, _ = self.desks[arguments[0]]
             if kind == "publish":
-                envelope = desk.envelope(id=f"m{len(self.possible)}", key=arguments[1], remember=True)
+                envelope = desk.envelope(
+                    id=f"m{len(self.possible)}", key=arguments[1], priority=arguments[2], remember=True
+                )
             elif not self.accepted:
                 return
             else:
@@ -556,7 +607,7 @@ class Plot:
                 await desk.close()
             else:
                 desk.die()
-            self.desks[arguments[0]] = await faulty(self.path, self.clock)
+            self.desks[arguments[0]] = await faulty(self.path, self.clock, **self.spec)
         elif kind == "wait":
             await asyncio.sleep(arguments[0])
 
@@ -573,6 +624,7 @@ class Plot:
         while account.pending:
             assert await one.settle(await one.claim())
             account = one.account()
+        assert one.transport.queues()["s"].expanded_until == 0.0
         await one.proven()
         assert len(self.accepted) <= account.accepted <= len(self.possible)
         assert account.handled + account.dead_lettered == account.accepted
@@ -580,14 +632,15 @@ class Plot:
         await one.close()
 
 
+@pytest.mark.parametrize("spec", [_ROOMY, _FULL], ids=["roomy", "full"])
 @given(steps=_STEPS)
 def test_two_owners_under_faults_and_deaths_lose_nothing_and_share_nothing(
-    steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
+    spec: dict[str, Any], steps: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("plot") / "store.db"
 
     async def scenario(clock: VirtualClock) -> None:
-        plot = Plot(path, clock)
+        plot = Plot(path, clock, spec)
         await plot.start()
         for step in steps:
             await plot.step(*step)
