@@ -117,11 +117,11 @@ class ComponentBreakers:
         return self._of(component, category).breaker.state
 
     def ready_at(self, component: str, category: ErrorCategory) -> float:
-        """From when on `admit` may give a permit, monotonic seconds: infinity while the breaker is forced open."""
+        """From when on `admit` may give a permit, monotonic seconds: 0 if it may, infinity while forced open."""
         breaker = self._of(component, category).breaker
         if breaker.state is BreakerState.FORCED_OPEN:
             return float("inf")
-        return breaker.opened_at + breaker.open_for_s if breaker.state is BreakerState.OPEN else self._monotonic()
+        return breaker.opened_at + breaker.open_for_s if breaker.state is BreakerState.OPEN else 0.0
 
     def look(self) -> None:
         """Half-open those whose wait is over."""
