@@ -33,6 +33,7 @@ from glassbus import (
     MessageBus,
     Observer,
     Outgoing,
+    Overflow,
     Priority,
     Propagator,
     PublishRejected,
@@ -93,7 +94,7 @@ async def charge(message: Message[Order]) -> None:
     assert_type(message.key, str | None)
 
 
-@bus.subscribe("refunds.>", name="refunds", kill_switch=KillSwitch(minimum=5), strict_key=True)
+@bus.subscribe("refunds.>", name="refunds", kill_switch=KillSwitch(minimum=5), strict_key=True, overflow=Overflow())
 def refund(refund: Refund) -> int:
     return refund.order_id
 
