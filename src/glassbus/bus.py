@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -31,6 +32,7 @@ from glassbus.errors import (
 from glassbus.facts import (
     BusStarted,
     BusStopped,
+    EmergencyStopEnded,
     Fact,
     OverflowHandled,
     SubscriptionDeclared,
@@ -59,6 +61,7 @@ from glassbus.record.journal import Journal, JournalSettings
 from glassbus.record.tally import PublishTally, Tally
 from glassbus.recovery.connections import Connection, EndpointBreaker
 from glassbus.recovery.credentials import CredentialsSource, check_source
+from glassbus.recovery.emergency import DEADLINE_S, Emergency
 from glassbus.recovery.endpoint import EndpointSupervisor
 from glassbus.recovery.escalation import Escalation, Escalations
 from glassbus.recovery.guard import ComponentBreaker, ComponentBreakers
@@ -134,7 +137,8 @@ class MessageBus:
     `configuration` is a callable, or a TOML or JSON file, with settings that `reload` changes while the bus runs (see
     `glassbus.tuning`). For a broker: `credentials` is a function (plain or async) that gives new ones when those in use
     are refused, `reconnect` says how its connection is watched and made again, and `spool` how much is kept in
-    `state_dir` while it is away. `escalation` says who must be told of what (see `Escalation`). `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for
+    `state_dir` while it is away. `escalation` says who must be told of what (see `Escalation`). `journal` says how much
+    of what fails is kept, where and how safely. `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for
     tests.
 
     Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
@@ -163,6 +167,7 @@ class MessageBus:
         reconnect: Reconnect | None = None,
         spool: Spool | None = None,
         escalation: Escalation | None = None,
+        journal: JournalSettings | None = None,
         clock: Clock | None = None,
         seed: int | None = None,
         registry: Any = None,
@@ -188,13 +193,17 @@ class MessageBus:
         self._transport = self._make_transport()
         self._level = self._transport.features.level
         self._patience_s = publish_timeout
-        self.journal = Journal()
         self.registry = registry
         self.tracer_provider = tracer_provider
         self.hub = Hub(self._wall)
+        self.journal = Journal(
+            journal, state_dir=self.settings.state_dir, bus=name, wall=self._wall, state=self.hub.state
+        )
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
         self.escalations = Escalations(escalation or Escalation(), self.settings, self.hub, self.clock)
+        self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
+        self._starting: asyncio.Task[Any] | None = None
         self._growth = Growth(self.component_breakers, lambda allowed: let_grow(self._transport, allowed))
         self._random = random.Random(seed)  # noqa: S311 - chance for jitter, not for secrets
         self._sites = FailureSites(tuple(rules), _OUR_FILES, self._rule_failed)
@@ -225,6 +234,7 @@ class MessageBus:
         self.observe(self.journal)
         self.observe(self._pulse)
         self.observe(self.escalations)
+        self.observe(self.emergency)
         for make in (*default_observers, *(telemetry_observers if telemetry else ())):
             self.observe(make(self))
         for observer in observers:
@@ -275,6 +285,11 @@ class MessageBus:
     @property
     def running(self) -> bool:
         return self._state == "running"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it takes nothing more, ever: it has stopped, or is about to."""
+        return self._state in ("stopping", "stopped")
 
     def observe(self, observer: Observer) -> None:
         """Show facts to `observer` from now on. One with `inject` also writes message headers."""
@@ -382,6 +397,7 @@ class MessageBus:
             uniform=self._random.random,
             shared=Shared(self.hub, self.clock, self.component_breakers, self.intake, self._reconfiguration.recovery),
         )
+        worker.own_failure = self.emergency.error_handling_failed
         worker.tally(spec.pattern)
         self._workers[spec.name] = worker
         worker.gate.hold(hold)
@@ -403,8 +419,10 @@ class MessageBus:
         self.component_breakers.look()
         self._growth.look(self._transport.queues)
         self.intake.look()
+        self.journal.look()
         self._reconfiguration.recovery.look()
         self.escalations.look()
+        self.emergency.look()
 
     def _look_at_intake(self) -> None:
         (self._bars.add if self.intake.paused else self._bars.discard)(self.intake)
@@ -424,16 +442,25 @@ class MessageBus:
             raise ConfigurationError(f"bus {self.name!r} is {self._state}; a bus starts once: make a new one")
         self._loop = get_running_loop()
         self._state = "starting"
+        self._starting = asyncio.current_task()
         try:
             await self.escalations.start()
+            self.emergency.prepare()
             await self._transport.open(_Listener(self))
+            await self.emergency.reconcile()
             await self._reconfiguration.recovery.start()
             for subscription in list(self._subscriptions.values()):
                 await self._run(subscription)
             self._learn()
         except BaseException:
             await self._take_back_start()
+            if self.emergency.began and self._starting is not None:
+                self._state = "stopped"
+                self._starting.uncancel()
+                why = f"bus {self.name!r} was stopped in an emergency while it started: {self.emergency.reason}"
+                raise TransportError(why) from None
             raise
+        self._starting = None
         self._state = "running"
         self.hub.state(BusStarted(at=self._wall(), bus=self.name, transport=self._transport.address))
         self._pulse.start()
@@ -446,6 +473,7 @@ class MessageBus:
             await self._transport.close(_CLOSE_S)
         finally:
             self.escalations.abandon()
+            self.emergency.abandon()
             self._transport = self._make_transport()  # one is opened once
             self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
             self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
@@ -482,8 +510,10 @@ class MessageBus:
             kept, discarded = await self._transport.close(left_s)
             within = self._monotonic() - started <= deadline + 0.5
             try:
+                await self.emergency.closed()
                 await self.escalations.stop(_TELL_S)
             finally:
+                self.emergency.abandon()
                 self._state = "stopped"
                 self.hub.state(
                     BusStopped(
@@ -494,6 +524,39 @@ class MessageBus:
                         within_deadline=within,
                     )
                 )
+                await self._close_journal()
+
+    async def _close_journal(self) -> None:
+        """The last to go: it has heard of the stop. On a thread, for it waits for the disk."""
+
+        def close() -> None:
+            self.journal.close()
+
+        if not self.journal.settled:
+            await get_running_loop().run_in_executor(None, self.clock.on_thread(close))
+
+    async def emergency_stop(self, reason: str, deadline: float = DEADLINE_S) -> EmergencyStopEnded:
+        """Stop at once and write down what is held, within `deadline` seconds; what the next start then restores.
+
+        Intake ends, running handlers get half of the time, and what they hold is in a manifest in `state_dir` first.
+        Idempotent, also while the bus starts or stops. A handler cannot await it; `emergency.request(reason)`
+        may be called anywhere, also on other threads and in signal handlers.
+        """
+        if any(worker.runs(asyncio.current_task()) for worker in self._workers.values()):
+            raise GlassbusError("a handler cannot await bus.emergency_stop(): call bus.emergency.request(reason)")
+        return await self.emergency.stop(reason, deadline)
+
+    def emergency_on_signals(self, *signals: int) -> None:
+        """Make an emergency stop when one of `signals` comes, from now on. On the loop of the main thread.
+
+        Raises ConfigurationError where signals cannot be handled.
+        """
+        loop = get_running_loop()
+        for number in signals:
+            try:
+                loop.add_signal_handler(number, self.emergency.request, f"signal {signal.Signals(number).name}")
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                raise ConfigurationError(f"signal {shown(number)} cannot be handled here: {error}") from error
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -605,7 +668,7 @@ class MessageBus:
     async def _make_ready(self, topic: object, message_id: str | None) -> None:
         """Wait for subscriptions that are being declared. Raises BusNotRunning or BusOverloaded."""
         elsewhere = self._loop is not None and get_running_loop() is not self._loop
-        if self._state == "running" and not elsewhere:
+        if self._state == "running" and not elsewhere and not self._pulse.broken:
             if self.intake.paused:
                 overloaded = BusOverloaded(f"bus {self.name!r} takes nothing now, try again later: {self.intake.paused}")
                 self._publisher.refused(topic, message_id, overloaded, self._monotonic())
@@ -831,19 +894,50 @@ class MessageBus:
         return self._transport.disk_free_bytes()
 
     def journal_dropped(self) -> int:
-        """Entries that the journal's ring has let go of."""
+        """Entries that the journal keeps nowhere, or only as a number in a summary."""
         return self.journal.dropped
 
     def error_memory_bytes(self) -> int:
-        """About how much memory the records of errors take."""
-        return self.journal.memory_bytes()
+        """About how much memory the records of errors take: journal, statistics, stacks of failure sites."""
+        return self.journal.memory_bytes() + self._sites.memory_bytes()
 
     def _break(self, error: BaseException) -> None:
         """The store cannot go on: take nothing more, so that nothing more is at risk."""
         self._pulse.broken = f"{type(error).__name__}: {safe_text(error, 300)}"
         self._pulse.state_failure("store", error)
         if self._state == "running":
-            self._in_background("stop", self.stop(5.0))
+            self.emergency.begin("the store cannot go on", error=self._pulse.broken)
+
+
+class _Stopping:
+    """What an emergency asks of its bus."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+
+    def state(self) -> str:
+        return self._bus._state
+
+    def transport(self) -> Transport:
+        return self._bus._transport
+
+    def workers(self) -> Mapping[str, Worker]:
+        return self._bus._workers
+
+    def refuse(self, reason: str) -> None:
+        self._bus._pulse.broken = self._bus._pulse.broken or reason
+        self._bus._bars.add(self)
+
+    def end_start(self) -> None:
+        if self._bus._starting is not None:
+            self._bus._starting.cancel()
+
+    async def stop(self, deadline_s: float) -> None:
+        await self._bus.stop(deadline_s)
+
+    def finish(self) -> None:
+        self._bus._state = "stopped"
+        self._bus.escalations.abandon()
 
 
 class _Listener:

@@ -94,6 +94,8 @@ class Worker:
         self._uniform = uniform
         #: Called after each settlement is recorded; entered here while somebody waits for that.
         self.on_settled: set[Callable[[], None]] = set()
+        #: Told when our own handling of an error raises: never expected.
+        self.own_failure: Callable[[BaseException], None] = lambda _error: None
         self._quiet = 0
         self._claims_failed_at = float("-inf")
         self._budget = RetryBudget(subscription.retry.budget, subscription.retry.budget_per_second, clock.monotonic())
@@ -241,6 +243,10 @@ class Worker:
         """Whether a slot has `delivery` at work."""
         return any(slot.delivery is delivery for slot in self._slots.all)
 
+    def at_work(self) -> list[Delivery]:
+        """What its handlers hold now."""
+        return [slot.delivery for slot in self._slots.all if slot.delivery is not None]
+
     def runs(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether `task` is one of our slots, and so may not wait for our end."""
         return any(slot.task is task for slot in self._slots.all)
@@ -284,7 +290,12 @@ class Worker:
                 else:
                     await self._handle(delivery, argument, context, scope)
             except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
-                self._raised(slot, delivery, error)
+                try:
+                    self._raised(slot, delivery, error)
+                except Exception as own:
+                    if own is not error:
+                        self.own_failure(own)
+                    raise
             else:
                 if slot.touched or delivery.attempt != 1 or hub.shows_happy:
                     self._returned(slot, delivery)

@@ -7,11 +7,8 @@ for it (`N.RANDOM.order`), which that process carries out within two seconds; on
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import secrets
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -19,9 +16,8 @@ from typing import Literal
 import msgspec
 
 from glassbus.policy.escalation import Escalated, EscalationState, moved
+from glassbus.recovery.places import Lock, is_live, lock_place, numbered, take_place
 from glassbus.transport import sealed
-
-_PLACES_MAX = 1000
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -49,39 +45,6 @@ class Kept(msgspec.Struct, frozen=True):
     @property
     def bus(self) -> str:
         return self.folder.name
-
-
-class Lock:
-    """The lock of one place, held from construction to `release`. Raises BlockingIOError when another has it."""
-
-    def __init__(self, path: Path) -> None:
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            self.release()
-            raise
-        _live.add(self)
-
-    def release(self) -> None:
-        """Idempotent. The file stays: removing it could let two in at once."""
-        descriptor, self._descriptor = self._descriptor, -1
-        _live.discard(self)
-        if descriptor >= 0:
-            os.close(descriptor)
-
-
-# A forked child shares the lock: it must let go, or it would keep a dead parent's lock alive.
-_live: weakref.WeakSet[Lock] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for lock in list(_live):
-        lock.release()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def _folder_of(state_dir: str | os.PathLike[str]) -> Path:
@@ -116,32 +79,24 @@ class Place:
         self._take()
         found = self._read(self._number)
         for number in self._others():
-            with contextlib.suppress(BlockingIOError):  # its process lives
-                lock = Lock(self._path(number, "lock"))
-                try:
-                    theirs = self._read(number)
-                finally:
-                    lock.release()
-                self._taken.update(e.fingerprint for e in theirs)
-                found += theirs
+            lock = lock_place(self._folder, number)
+            if lock is None:
+                continue
+            try:
+                theirs = self._read(number)
+            finally:
+                lock.release()
+            self._taken.update(e.fingerprint for e in theirs)
+            found += theirs
         return found
 
     def _take(self, *, empty: bool = False) -> None:
         """Lock the first free place; `empty`: one that holds nothing of an earlier run."""
-        if self._lock is not None:
-            return
-        sealed.make_folder(self._folder)
-        for number in range(_PLACES_MAX):
-            if empty and self._path(number).exists():
-                continue
-            with contextlib.suppress(BlockingIOError):  # another process's: the next one
-                self._lock = Lock(self._path(number, "lock"))
-                self._number = number
-                return
-        raise OSError(f"all {_PLACES_MAX} places in {self._folder.name} are taken")
+        if self._lock is None:
+            self._number, self._lock = take_place(self._folder, lambda n: not (empty and self._path(n).exists()))
 
     def _others(self) -> list[int]:
-        return [number for number in _places(self._folder) if number != self._number]
+        return [number for number in numbered(self._folder, "json") if number != self._number]
 
     def _read(self, number: int) -> list[Escalated]:
         path = self._path(number)
@@ -170,14 +125,15 @@ class Place:
             self._clear(number, here)
 
     def _clear(self, number: int, here: set[str]) -> None:
-        with contextlib.suppress(BlockingIOError):  # its process lives
-            lock = Lock(self._path(number, "lock"))
-            try:
-                # Only what is kept here now, or was, is let go of there.
-                if {e.fingerprint for e in self._read(number)} <= here | self._taken:
-                    self._path(number).unlink(missing_ok=True)
-            finally:
-                lock.release()
+        lock = lock_place(self._folder, number)
+        if lock is None:
+            return
+        try:
+            # Only what is kept here now, or was, is let go of there.
+            if {e.fingerprint for e in self._read(number)} <= here | self._taken:
+                self._path(number).unlink(missing_ok=True)
+        finally:
+            lock.release()
 
     def orders(self) -> list[Order]:
         """What people want done here, and done with: each order is read once."""
@@ -205,11 +161,6 @@ class Place:
             self._lock = None
 
 
-def _places(folder: Path) -> list[int]:
-    names = [path.stem for path in folder.glob("*.json")]
-    return sorted(int(name) for name in names if name.isdecimal() and name.isascii())
-
-
 def _decode(lines: Sequence[bytes]) -> list[Escalated]:
     if not lines:
         raise ValueError("it is empty")
@@ -232,30 +183,21 @@ def _look(folder: Path, number: int) -> Kept:
         return Kept(folder, number, (), error=str(error))
 
 
-def _is_live(folder: Path, number: int) -> bool:
-    try:
-        Lock(folder / f"{number}.lock").release()
-    except BlockingIOError:
-        return True
-    return False
-
-
 # For commands
 
 
 def look(state_dir: str | os.PathLike[str]) -> list[Kept]:
     """What every process has open, living or dead. Raises OSError."""
     folders = sorted(path for path in _folder_of(state_dir).glob("*") if path.is_dir())
-    found = [_look(folder, number) for folder in folders for number in _places(folder)]
-    return [msgspec.structs.replace(one, live=_is_live(one.folder, one.number)) for one in found]
+    found = [_look(folder, number) for folder in folders for number in numbered(folder, "json")]
+    return [msgspec.structs.replace(one, live=is_live(one.folder, one.number)) for one in found]
 
 
 def carry_out(kept: Kept, order: Order) -> bool:
     """Have `order` carried out where `kept` was found; False when a living process will do it soon. Raises OSError."""
     place = kept.folder / f"{kept.number}.json"
-    try:
-        lock = Lock(place.with_suffix(".lock"))
-    except BlockingIOError:
+    lock = lock_place(kept.folder, kept.number)
+    if lock is None:
         sealed.write(kept.folder / f"{kept.number}.{secrets.token_hex(8)}.order", [msgspec.json.encode(order)])
         return False
     try:

@@ -11,6 +11,7 @@ All methods belong to the bus's event loop unless they say otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -283,6 +284,29 @@ class Spools(Protocol):
 
     def spooled(self) -> int:
         """Messages that wait there to be forwarded. May be called on any thread."""
+
+
+@runtime_checkable
+class Spills(Protocol):
+    """What a transport that holds its messages in memory can do besides. On the loop."""
+
+    @property
+    def spill_path(self) -> Path | None:
+        """Where `close` saves what is left, and whence `open` restores it; None: nowhere."""
+
+    def keep_in(self, path: Path, /) -> None:
+        """Save to `path` from now on."""
+
+    def held(self) -> list[Delivery | DeadLetterRecord]:
+        """Everything that `close` would save now."""
+
+
+@runtime_checkable
+class Finds(Protocol):
+    """What a transport that can look single messages up can do besides."""
+
+    async def find(self, wanted: Sequence[tuple[str, str]], /) -> set[tuple[str, str]]:
+        """Those of `wanted`, pairs of message id and subscription, that are pending, in flight or dead-lettered."""
 
 
 class Dialer(Protocol):

@@ -119,8 +119,7 @@ class MemoryTransport:
                     waiter.room.set_exception(BusNotRunning("the bus stopped while this publish waited for room"))
         held = [d for queue in self._queues.values() for d in queue.held_deliveries()]
         if self._spill_path is not None:
-            dead = [r for queue in self._queues.values() for r in queue.dead.values()]
-            spill(self._spill_path, [*held, *dead, *self._restored])
+            spill(self._spill_path, self.held())
             return len(held), 0
         for delivery in held:
             queue = self._queues[delivery.subscription]
@@ -133,6 +132,18 @@ class MemoryTransport:
             queue.later, queue.scheduled, queue.waiting_for_key = [], [], {}
             queue.pending = 0
         return 0, len(held)
+
+    @property
+    def spill_path(self) -> Path | None:
+        return self._spill_path
+
+    def keep_in(self, path: Path, /) -> None:
+        self._spill_path = path
+
+    def held(self) -> list[Delivery | DeadLetterRecord]:
+        queues = list(self._queues.values())
+        dead = [record for queue in queues for record in queue.dead.values()]
+        return [*(held for queue in queues for held in queue.held_deliveries()), *dead, *self._restored]
 
     # Subscriptions
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -42,6 +42,10 @@ SELECT s.name, s.pattern, s.capacity, s.strict_key, s.displace, s.expand, s.expa
   (SELECT min(x.died_at) FROM dead_letters AS x WHERE x.subscription = s.id)
 FROM subscriptions AS s ORDER BY s.id
 """
+
+_FIND = """
+SELECT 1 FROM messages AS m JOIN deliveries AS d ON d.id BETWEEN m.seq AND m.seq + m.fanout - 1
+JOIN subscriptions AS s ON s.id = d.subscription WHERE m.id = ? AND s.name = ?"""
 
 #: What must find nothing, and what it means if it does.
 _PROOFS = {
@@ -145,6 +149,16 @@ class Reader:
     def dead_letters(self, wanted: DeadLetterFilter, limit: int) -> list[DeadLetterRecord]:
         with self._reading_long() as connection:
             return dead_letters(connection, wanted, limit)
+
+    def find(self, wanted: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of `wanted` (message id, subscription) that have a delivery."""
+        with self._reading_long() as connection:
+            found: set[tuple[str, str]] = set()
+            for message_id, subscription in wanted:
+                row = connection.execute(_FIND, (message_id, subscription)).fetchone()
+                if row is not None:
+                    found.add((message_id, subscription))
+            return found
 
     def audit(self) -> Audit:
         """Recount every row. Takes as long as it takes."""

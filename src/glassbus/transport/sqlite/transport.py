@@ -337,6 +337,9 @@ class SqliteTransport:
     async def audit(self) -> Audit:
         return await self._read(lambda reader: reader.audit())
 
+    async def find(self, wanted: Sequence[tuple[str, str]], /) -> set[tuple[str, str]]:
+        return await self._read(lambda reader: reader.find(wanted))
+
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
         return await self._read(lambda reader: reader.dead_letters(wanted, limit))
 
