@@ -176,3 +176,6 @@ class _Guarded:
             except BaseException as raised:
                 if raised is not error:
                     self._hub.failed(observer, "scope", raised)
+            if error is not None:
+                # A scope that threw it on has put frames of its own at its end: it came from where it came from.
+                BaseException.with_traceback(error, trace)

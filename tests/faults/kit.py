@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from glassbus import KillSwitch, Message, MessageBus, Retry
+from glassbus import facts as f
 from glassbus.facts import Fact
 from glassbus.policy.ledger import Account
 from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
@@ -45,11 +46,64 @@ class House:
         """What was stated, in order, without the surroundings."""
         return [name for name in self.seen.names() if name not in _SURROUNDINGS]
 
+    def story(self, since: float) -> list[str]:
+        """Every fact but the surroundings: how long after `since` (wall seconds), its type, and what matters of it."""
+        return [_line(fact, since) for fact in self.seen.facts if not _is_aside(fact)]
+
+    def escalations(self, since: float) -> list[str]:
+        """The same of who was told; that goes on beside the rest."""
+        return [_line(fact, since) for fact in self.seen.facts if type(fact).__name__.startswith("Escalation")]
+
     def total(self) -> Account:
         return self.bus.ledger().total
 
     def of(self, kind: type[Fact]) -> list[Any]:
         return self.seen.of(kind)
+
+
+_TOLD: dict[type[Any], tuple[str, ...]] = {
+    f.AttemptFailed: ("attempt", "category"),
+    f.RetryScheduled: ("action", "delay_s"),
+    f.RecoveryEnded: ("outcome",),
+    f.DeliveryHandled: ("attempt",),
+    f.DeliveryDeadLettered: ("reason",),
+    f.BreakerStateChanged: ("breaker", "to_state"),
+    f.BackpressureApplied: ("waited_s", "admitted"),
+    f.OverflowHandled: ("action", "capacity"),
+    f.PublishRefused: ("reason",),
+    f.TimeoutAdapted: ("to_s",),
+    f.LoadShed: ("limit", "low_priority_held"),
+    f.LoadRegained: ("limit", "low_priority_held"),
+    f.CodecFellBack: ("declared", "used"),
+    f.RecoveryStarted: ("component", "action"),
+    f.RecoveryConcluded: ("component", "action", "outcome"),
+    f.TransportFailed: ("operation",),
+    f.TransportRecovered: ("after_s",),
+    f.SubscriptionPaused: ("subscription",),
+    f.SubscriptionResumed: ("subscription",),
+    f.EscalationOpened: ("name", "severity"),
+    f.EscalationNotified: ("name", "channel", "event", "outcome"),
+    f.EscalationAcknowledged: ("name", "by"),
+    f.EscalationResolved: ("name", "reason"),
+    f.FaultInjected: ("fault", "target"),
+    f.FaultHealed: ("hits",),
+}
+
+
+def _is_aside(fact: Fact) -> bool:
+    name = type(fact).__name__
+    return name in _SURROUNDINGS or name.startswith("Escalation")
+
+
+def _line(fact: Any, since: float) -> str:
+    found = []
+    for name in _TOLD.get(type(fact), ()):
+        for part in (fact, getattr(fact, "delivery", None), getattr(fact, "report", None)):
+            if hasattr(part, name):
+                value = getattr(part, name)
+                found.append(f"{value:.3g}" if type(value) is float else str(value))
+                break
+    return " ".join([f"{fact.at - since:.1f}", type(fact).__name__, *found])
 
 
 def play(scenario: Callable[[House], Awaitable[Result]], url: str = "memory://", **options: Any) -> Result:

@@ -121,10 +121,13 @@ def test_every_outcome_leads_to_a_legal_state_with_exactly_its_facts(data: st.Da
             assert (told.envelope, told.attempt) == (delivery.envelope, decision.attempt)
         else:
             assert told is delivery
+    told_reports = [fact.report for fact in decision.facts if hasattr(fact, "report")]
+    assert all(told == outcome.report for told in told_reports)  # type: ignore[union-attr]
+    held = [id(decision.report), *map(id, told_reports)]
+    assert len(set(held)) == len(held)  # each its own, for observers may write on them
     assert decision.attempt in (delivery.attempt, delivery.attempt - 1, retry.max_attempts)
     if decision.state is State.DEAD_LETTERED:
-        assert decision.report == outcome.report  # type: ignore[union-attr]
-        assert decision.report is not outcome.report  # type: ignore[union-attr]  # observers are shown that one
+        assert decision.report is outcome.report  # type: ignore[union-attr]
         assert decision.reason
         assert decision.first_failed_at == (delivery.first_failed_at or NOW)
     if decision.state in FINAL | {State.DEAD_LETTERED}:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WRITES = ("publish", "settle", "probe")
 
 
-def put_upon(injection: Injection, undo: ExitStack) -> None:
+def on_disk(injection: Injection, undo: ExitStack) -> None:
     """Put a fault upon the disk of the injection's bus."""
     transport: Any = injection.bus._transport
     if isinstance(transport, FaultyTransport):

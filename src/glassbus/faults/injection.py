@@ -49,9 +49,11 @@ def inject(
     GLASSBUS_FAULTS_ALLOW_CRASH=1) allows Crash, and what befalls the whole process.
 
     Targets: `handler:NAME` (a subscription; `*` and `?` stand for any), `topic:PATTERN` (every handler, for messages of
-    these topics), `transport:publish|claim|settle|probe|*`, `codec:decode|encode`, `disk`, `clock`, `telemetry`,
-    `observer:NAME` (by its class), `process`. It may be injected before the bus is started; handlers that are
-    subscribed later are not touched. Use it on the bus's loop or, for a bus on another thread, from any thread.
+    these topics), `transport:publish|claim|settle|probe|*`, `codec:decode|encode`, `endpoint` (of a broker: its
+    connection is lost, and what is dialled is struck), `channel:NAME` (of escalations), `configuration` (its source),
+    `disk`, `clock`, `telemetry`, `observer:NAME` (by its class), `process`. Most may be injected before the bus is
+    started; handlers that are subscribed later are not touched. Use it on the bus's loop or, for a bus on another
+    thread, from any thread.
 
     Raises ConfigurationError for what cannot be, naming what could.
     """
@@ -100,6 +102,8 @@ class Injection:
         self.chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
         self.calls = self.hits = 0
         self.active = False
+        #: What a port does as soon as the fault is in place.
+        self.once_active: list[Callable[[], None]] = []
         self._probability = probability
         self._schedule = schedule
         self._limit = limit
@@ -128,6 +132,8 @@ class Injection:
         self._started_at = self.bus.clock.monotonic()
         self.bus.hub.state(FaultInjected(at=self.bus.clock.wall(), fault=str(self.fault), target=str(self.target)))
         self.active = True
+        for job in self.once_active:
+            job()
         return self
 
     def heal(self) -> None:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from glassbus.errors import ConfigurationError, type_name
+
 #: Makes the disturbed form of what it is given.
 Wrap = Callable[[Any], Any]
 
@@ -39,7 +41,10 @@ def tap(owner: object, name: str, wrap: Wrap) -> Callable[[], None]:
 
     Several may be on one attribute and leave in any order. When the last one has left the
     attribute is the very object that it was, or is gone again where the class had it. Thread-safe.
+    Raises ConfigurationError for an owner that has no attributes of its own.
     """
+    if not hasattr(owner, "__dict__"):
+        raise ConfigurationError(f"a {type_name(type(owner))} has slots alone, and cannot be struck")
     key = (id(owner), name)
     with _lock:
         found = _taps.get(key)

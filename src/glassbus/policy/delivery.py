@@ -10,6 +10,7 @@ ready ──claim──> in_flight ──> handled
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from enum import IntEnum
 from typing import Literal, assert_never
 
@@ -167,7 +168,8 @@ def decide(
             )
         case Abandoned():
             abandoned = AttemptAbandoned(at=now, delivery=delivery, ran_s=outcome.duration_s)
-            failed = AttemptFailed(at=now, delivery=delivery, report=outcome.report, duration_s=outcome.duration_s)
+            told = _for_observers(outcome.report)
+            failed = AttemptFailed(at=now, delivery=delivery, report=told, duration_s=outcome.duration_s)
             return _dead_letter(delivery, outcome.report, "abandoned", now, delivery.attempt, (failed, abandoned))
         case Failed():
             return _after_failure(delivery, outcome, retry, now, uniform, budget, monotonic_now)
@@ -184,7 +186,7 @@ def _after_failure(
     monotonic_now: float,
 ) -> Decision:
     report, attempt = outcome.report, delivery.attempt
-    failed = AttemptFailed(at=now, delivery=delivery, report=report, duration_s=outcome.duration_s)
+    failed = AttemptFailed(at=now, delivery=delivery, report=_for_observers(report), duration_s=outcome.duration_s)
     if not outcome.retryable:
         return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,), outcome.handling_s)
     if attempt >= retry.max_attempts:
@@ -197,7 +199,7 @@ def _after_failure(
     scheduled = RetryScheduled(
         at=now,
         delivery=delivery,
-        report=report,
+        report=_for_observers(report),
         action=action,
         delay_s=delay_s,
         next_attempt=attempt + 1,
@@ -223,16 +225,23 @@ def _dead_letter(
     before: tuple[Fact, ...],
     handling_s: float = 0.0,
 ) -> Decision:
-    dead = DeliveryDeadLettered(at=now, delivery=delivery, report=report, reason=reason, handling_s=handling_s)
+    shown = _for_observers(report)
+    dead = DeliveryDeadLettered(at=now, delivery=delivery, report=shown, reason=reason, handling_s=handling_s)
     return Decision(
         State.DEAD_LETTERED,
         attempt,
         first_failed_at=delivery.first_failed_at or now,
-        # A copy: what is kept does not change with what observers do to the report that they are shown.
-        report=msgspec.structs.replace(report, context=dict(report.context)),
+        report=report,
         reason=reason,
         facts=(*before, *_recovery_ended(delivery, "failed", now), dead),
     )
+
+
+def _for_observers(report: ErrorReport) -> ErrorReport:
+    """A copy for one fact: reports can be written on, and what one is told must not change what others are."""
+    shown = copy(report)
+    shown.context = dict(report.context)
+    return shown
 
 
 def _recovery_ended(delivery: Delivery, outcome: Literal["succeeded", "failed"], now: float) -> tuple[Fact, ...]:
