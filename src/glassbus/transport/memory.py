@@ -12,7 +12,6 @@ import heapq
 import itertools
 import time
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
@@ -21,7 +20,6 @@ from glassbus.clock import Clock
 from glassbus.errors import (
     BusNotRunning,
     ErrorReport,
-    MessageConflict,
     QueueFull,
     UnknownDeadLetter,
     UnknownSubscription,
@@ -51,12 +49,11 @@ from glassbus.transport import (
     Stored,
     SubscriptionSpec,
 )
+from glassbus.transport.known import KnownIds, Recognised
 from glassbus.transport.ladder import make_room, overflowed, plans
-from glassbus.transport.queue import Queue, Waiter
+from glassbus.transport.queue import Queue, Waiter, wanted_by
 from glassbus.transport.spill import restore, spill
 
-#: How long an id given by the caller is recognised again, in seconds.
-DUPLICATE_WINDOW_S = 600.0
 _ROUTES_MAX = 10_000
 _NORMAL_ONLY = (int(Priority.NORMAL),)
 _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than comparing it
@@ -66,10 +63,6 @@ _WALL_LOOK_S = 1.0
 _ROUNDING_S = 1e-6
 #: What expires within this many seconds is expired together; a claim never hands it out, to the moment.
 _EXPIRY_GROUP_S = 0.05
-
-#: Until when an id is known (wall seconds), the digest of its topic and body, and where it went.
-_Known = tuple[float, bytes, tuple[str, ...]]
-
 
 #: The queues that want a topic, its destination label, and the outcome of a publish to it.
 _Route = tuple[tuple[Queue, ...], str, Stored]
@@ -86,7 +79,7 @@ class MemoryTransport:
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
         self._queues: dict[str, Queue] = {}
         self._routes: dict[str, _Route] = {}
-        self._known: dict[str, _Known] = {}
+        self._known = KnownIds()
         self._sequence = itertools.count(1)
         self._gone = Account()
         self._expiring: list[tuple[float, int, int, Queue]] = []  # by wall time; of the delivery with this handle
@@ -155,7 +148,7 @@ class MemoryTransport:
         queue.update(spec, self._clock.wall())
         queue.consumed = queue.consumed or consume
         self._routes.clear()
-        self._reroute(queue)
+        queue.wake_publishers()
         return queue.hold
 
     def _take_restored(self, queue: Queue) -> None:
@@ -189,7 +182,7 @@ class MemoryTransport:
             self._listener.state(DeliveryDiscarded(at=now, delivery=delivery, reason="forgotten"))
         for _ in range(len(queue.claimers)):
             queue.wake()
-        self._reroute(queue)
+        queue.wake_publishers()
         return lost
 
     async def set_hold(self, name: str, /, *, paused: bool | None = None, forced: Forced | None = None) -> Hold:
@@ -264,7 +257,7 @@ class MemoryTransport:
         line: Queue | None = None
         try:
             while True:
-                stored, fresh, remembered = self._recognise(batch)
+                recognised, fresh = self._recognise(batch)
                 waited_s = self._clock.monotonic() - started
                 if wait_s - waited_s < _ROUNDING_S:
                     break  # a rest too small to move a clock would be waited for, for ever
@@ -277,18 +270,13 @@ class MemoryTransport:
                     full.join(waiter)
                     line = full
                 await self._wait_for_room(waiter, wait_s - waited_s)
-            return self._admit(stored, fresh, remembered, waited_s, line)
+            return self._admit(recognised, fresh, waited_s, line)
         finally:
             if line is not None:
                 line.leave(waiter)
 
     def _admit(
-        self,
-        stored: list[Stored],
-        fresh: list[tuple[Envelope, _Route]],
-        remembered: dict[str, _Known],
-        waited_s: float,
-        line: Queue | None,
+        self, recognised: Recognised, fresh: list[tuple[Envelope, _Route]], waited_s: float, line: Queue | None
     ) -> Sequence[Stored]:
         """Store a batch that need not wait, or has waited long enough. Raises QueueFull."""
         now = self._clock.wall()
@@ -317,7 +305,7 @@ class MemoryTransport:
             if plan.step.rung is Rung.EXPAND:
                 self._arm(min(_WALL_LOOK_S, queue.spec.overflow.expand_for))
             left_out.update((queue, incoming[queue][place]) for place in plan.left_out)
-        self._known.update(remembered)
+        self._known.remember(recognised)
         for place, (envelope, (queues, label, _)) in enumerate(fresh):
             for queue in queues:
                 delivery = Delivery(envelope, queue.name, label, 0, next(self._sequence))
@@ -330,39 +318,13 @@ class MemoryTransport:
                     self._accept(queue, delivery)
         for fact in facts:
             self._listener.state(fact)
-        return stored
+        return recognised.stored
 
-    def _recognise(
-        self, batch: Sequence[Envelope]
-    ) -> tuple[list[Stored], list[tuple[Envelope, _Route]], dict[str, _Known]]:
-        """What each message of `batch` will yield, those that are new with their routes, and the ids to remember.
-
-        Raises MessageConflict.
-        """
-        now = self._clock.wall()
-        while self._known:
-            oldest = next(iter(self._known))
-            if self._known[oldest][0] > now:
-                break
-            del self._known[oldest]
-        stored: list[Stored] = []
-        fresh: list[tuple[Envelope, _Route]] = []
-        here: dict[str, _Known] = {}
-        for envelope in batch:
-            route = self._routes.get(envelope.topic) or self._route(envelope.topic)
-            names = route[2].subscriptions
-            if envelope.remember:
-                digest = blake2b(envelope.topic.encode() + b"\0" + envelope.body, digest_size=16).digest()
-                known = here.get(envelope.id) or self._known.get(envelope.id)
-                if known is not None:
-                    if known[1] != digest:
-                        raise MessageConflict(envelope.id)
-                    stored.append(Stored(known[2], duplicate=True))
-                    continue
-                here[envelope.id] = (now + DUPLICATE_WINDOW_S, digest, names)
-            stored.append(Stored(names))
-            fresh.append((envelope, route))
-        return stored, fresh, here
+    def _recognise(self, batch: Sequence[Envelope]) -> tuple[Recognised, list[tuple[Envelope, _Route]]]:
+        """What of `batch` is known, and the rest with its routes. Raises MessageConflict."""
+        routes = [self._routes.get(envelope.topic) or self._route(envelope.topic) for envelope in batch]
+        recognised = self._known.look(batch, [route[2].subscriptions for route in routes], self._clock.wall())
+        return recognised, [(batch[place], routes[place]) for place in recognised.new]
 
     def _first_full(self, incoming: dict[Queue, list[int]], waiter: Waiter) -> Queue | None:
         """The first queue that the publish has to wait for: for room, or for those who are to have it first."""
@@ -388,12 +350,6 @@ class MemoryTransport:
             await room
         finally:
             timer.cancel()
-
-    @staticmethod
-    def _reroute(queue: Queue) -> None:
-        """Everyone who waits for room in `queue` looks again: it is another one now, or gone."""
-        for waiter in queue.line:
-            waiter.wake()
 
     def _eased(self, queue: Queue) -> None:
         """`queue` holds one less, and somebody waits for that, or it had grown."""
@@ -635,7 +591,7 @@ class MemoryTransport:
     # Dead letters
 
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
-        records = [r for queue in self._queues.values() for r in queue.dead.values() if _wanted(r, wanted)]
+        records = [r for queue in self._queues.values() for r in queue.dead.values() if wanted_by(wanted, r)]
         records.sort(key=lambda r: int(r.id), reverse=True)
         return records[:limit]
 
@@ -693,22 +649,3 @@ def _next_attempt(delivery: Delivery, decision: Decision) -> Delivery:
         recovering=decision.recovering,
         replays=delivery.replays,
     )
-
-
-def _wanted(record: DeadLetterRecord, wanted: DeadLetterFilter) -> bool:
-    return (
-        (wanted.id is None or record.id == wanted.id)
-        and (wanted.subscription is None or record.subscription == wanted.subscription)
-        and (wanted.topic is None or record.envelope.topic == wanted.topic)
-        and (wanted.message_id is None or record.envelope.id == wanted.message_id)
-        and (wanted.category is None or record.report.category == wanted.category)
-        and (wanted.exception_type is None or _is_type(record.report.exception_type, wanted.exception_type))
-        and (wanted.fingerprint is None or record.report.fingerprint == wanted.fingerprint)
-        and (wanted.since is None or record.died_at >= wanted.since)
-        and (wanted.until is None or record.died_at <= wanted.until)
-        and (wanted.before is None or int(record.id) < int(wanted.before))
-    )
-
-
-def _is_type(qualified: str, wanted: str) -> bool:
-    return qualified == wanted or qualified.rpartition(".")[2] == wanted

@@ -14,7 +14,7 @@ from glassbus.message import Priority
 from glassbus.policy.ledger import Account
 from glassbus.policy.overflow import capacity_now, contracts
 from glassbus.policy.priority import PriorityTurn
-from glassbus.transport import DeadLetterRecord, Hold, SubscriptionSpec
+from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Hold, SubscriptionSpec
 
 
 class Waiter:
@@ -99,6 +99,11 @@ class Queue:
         """Let the first in line look, if there is room; once admitted it lets the next one look."""
         if self.line and self.pending < self.capacity:
             self.line[0].wake()
+
+    def wake_publishers(self) -> None:
+        """Everyone who waits for room here looks again: this is another queue now, or gone."""
+        for waiter in self.line:
+            waiter.wake()
 
     def _mark(self) -> None:
         """Set what the shortest ways in and out compare with: nobody passes those who wait in line."""
@@ -249,3 +254,23 @@ class Queue:
 def _accepted(delivery: Delivery) -> int:
     """Its place in the order of acceptance."""
     return int(delivery.handle)
+
+
+def wanted_by(wanted: DeadLetterFilter, record: DeadLetterRecord) -> bool:
+    """Whether `record` is one of the dead letters asked for."""
+    return (
+        (wanted.id is None or record.id == wanted.id)
+        and (wanted.subscription is None or record.subscription == wanted.subscription)
+        and (wanted.topic is None or record.envelope.topic == wanted.topic)
+        and (wanted.message_id is None or record.envelope.id == wanted.message_id)
+        and (wanted.category is None or record.report.category == wanted.category)
+        and (wanted.exception_type is None or _is_type(record.report.exception_type, wanted.exception_type))
+        and (wanted.fingerprint is None or record.report.fingerprint == wanted.fingerprint)
+        and (wanted.since is None or record.died_at >= wanted.since)
+        and (wanted.until is None or record.died_at <= wanted.until)
+        and (wanted.before is None or int(record.id) < int(wanted.before))
+    )
+
+
+def _is_type(qualified: str, wanted: str) -> bool:
+    return wanted in (qualified, qualified.rpartition(".")[2])
