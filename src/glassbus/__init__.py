@@ -4,7 +4,7 @@ Every error, every recovery attempt and every breaker transition is a fact that
 logs, traces and metrics show. See README and docs/ARCHITECTURE.md.
 """
 
-from glassbus.blocking import CircuitBreaker, ErrorRecoveryManager
+from glassbus.blocking import CircuitBreaker, ErrorRecoveryManager, ProductionMessageBus
 from glassbus.bus import Drained, MessageBus, default_observers, telemetry_observers
 from glassbus.codec import Codec
 from glassbus.config import Credentials, KillSwitch, Overflow, Spool
@@ -58,6 +58,7 @@ from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.retry import Retry
 from glassbus.policy.timeouts import AdaptiveTimeout
 from glassbus.record.errorlog import ErrorLogger
+from glassbus.record.journal import JournalSettings
 from glassbus.record.logs import LoggingObserver
 from glassbus.recovery.connections import Connection
 from glassbus.recovery.health import Health, HealthStatus
@@ -116,6 +117,7 @@ __all__ = [
     "InvalidPattern",
     "InvalidPayload",
     "InvalidTopic",
+    "JournalSettings",
     "KillSwitch",
     "Ledger",
     "Level",
@@ -129,6 +131,7 @@ __all__ = [
     "OwnerDied",
     "PayloadUndecodable",
     "Priority",
+    "ProductionMessageBus",
     "Propagator",
     "PublishError",
     "PublishRejected",

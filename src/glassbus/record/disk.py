@@ -31,10 +31,8 @@ def open_regular(path: Path, flags: int) -> int:
 
 
 def private_folder(path: Path) -> None:
-    """Make `path`, for its owner only, where it is missing. Raises OSError; a symbolic link is refused."""
+    """Make `path`, for its owner only, where it is missing. Raises OSError."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -98,7 +98,9 @@ class ErrorLogger:
         kept = plain_report(report)
         line = msgspec.json.encode(kept)
         subscription = kept.context.get("subscription")
-        self.statistics.error(kept, subscription if isinstance(subscription, str) else "")
+        now = self._wall()
+        self.statistics.tick(now)
+        self.statistics.report(kept, min(kept.timestamp, now), subscription if isinstance(subscription, str) else "")
         with self._lock:
             self.error_history.append(kept)
             self.error_counts[bounded(self.error_counts, str(kept.category))] += 1

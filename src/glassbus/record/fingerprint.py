@@ -91,6 +91,10 @@ class FailureSites:
             component=component,
         )
 
+    def memory_bytes(self) -> int:
+        """About how much the remembered sites take. Code objects are the program's, not counted."""
+        return sum(len(site.stack) + 500 for site in list(self._sites.values()))
+
     def _remember(self, key: _Key, error: BaseException) -> _Site:
         if len(self._sites) >= _SITES_MAX:
             del self._sites[next(iter(self._sites))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import threading
 from array import array
 from collections import Counter
@@ -28,7 +29,7 @@ _SAMPLE_CAP = 200
 class Grid:
     """Counts by name and by time slot, over the last `slots` slots of `width_s` seconds.
 
-    Not thread-safe. A clock that is set back by more than the whole span starts it anew.
+    Not thread-safe.
     """
 
     __slots__ = ("_columns", "_newest", "slots", "width_s")
@@ -44,18 +45,24 @@ class Grid:
         slot = int(at // self.width_s)
         newest = self._newest
         if slot != newest:
-            if newest is None or slot > newest or slot <= newest - 2 * self.slots:
+            if newest is None or slot > newest:
                 self._advance(slot)
             elif slot <= newest - self.slots:
                 return -1
         return slot % self.slots
 
+    def tick(self, now: float) -> None:
+        """It is `now`. A clock that was set back by more than the whole span starts the grid anew."""
+        slot = int(now // self.width_s)
+        if self._newest is None or not self._newest - self.slots < slot <= self._newest:
+            self._advance(slot)
+
     def _advance(self, slot: int) -> None:
         newest = self._newest
         self._newest = slot
         if newest is None or not newest < slot < newest + self.slots:
-            for name in self._columns:
-                self._columns[name] = array("Q", bytes(8 * self.slots))
+            for column in self._columns.values():
+                column[:] = array("Q", bytes(8 * self.slots))
             return
         places = [passed % self.slots for passed in range(newest + 1, slot + 1)]
         for column in self._columns.values():
@@ -63,7 +70,7 @@ class Grid:
                 column[place] = 0
 
     def column(self, name: str) -> array[int]:
-        """The counts of `name`, to be added to at a `place` just asked for."""
+        """The counts of `name`, to be added to at a `place` just asked for. It may be kept."""
         found = self._columns.get(name)
         if found is None:
             found = self._columns[name] = array("Q", bytes(8 * self.slots))
@@ -127,61 +134,106 @@ class ErrorStatistics:
         self.other_fingerprints = 0
         self._fingerprints_max = fingerprints_max
         self._known: dict[str, Fingerprint] = {}
-        self._first_of: dict[str, float] = {}
+        self._seen: dict[str, list[float]] = {}  # when each category was seen first and last
+        self._names: dict[tuple[str, str], tuple[str, str, array[int], array[int], array[int]]] = {}
         self._minutes = Grid(MINUTE_S, round(DAY_S / MINUTE_S))
         self._slots = Grid(FINGERPRINT_SLOT_S, round(DAY_S / FINGERPRINT_SLOT_S))
         self._lock = threading.Lock()
 
+    def tick(self, now: float) -> None:
+        """It is `now`: to be told now and then, and first, where the times of errors are not those of a clock."""
+        with self._lock:
+            self._minutes.tick(now)
+            self._slots.tick(now)
+
     # Counting
 
-    def error(self, report: ErrorReport, subscription: str = "", count: int = 1, at: float | None = None) -> None:
-        """Count `report` (`count` times). `at`: when, if not at its own time."""
-        when = report.timestamp if at is None else at
+    def error(
+        self,
+        at: float,
+        category: str,
+        severity: str,
+        fingerprint: str,
+        exception_type: str = "",
+        component: str = "",
+        message: str = "",
+        subscription: str = "",
+        count: int = 1,
+        first_at: float | None = None,
+    ) -> None:
+        """Count `count` errors at wall time `at`. `first_at`: when the first of them was, if not then."""
         with self._lock:
             self.total += count
-            if not self.first_at or when < self.first_at:
-                self.first_at = when
-            if when > self.last_at:
-                self.last_at = when
-            category, severity = bounded(self.categories, report.category), bounded(self.severities, report.severity)
-            self.categories[category] += count
-            self.severities[severity] += count
+            began = at if first_at is None else first_at
+            if not self.first_at or began < self.first_at:
+                self.first_at = began
+            if at > self.last_at:
+                self.last_at = at
+            names = self._names.get((category, severity))
+            if names is None:
+                names = self._name(category, severity)
+            self.categories[names[0]] += count
+            self.severities[names[1]] += count
+            seen = self._seen[names[0]]
+            if began < seen[0]:
+                seen[0] = began
+            if at > seen[1]:
+                seen[1] = at
             if subscription:
                 self.subscriptions[bounded(self.subscriptions, subscription)] += count
-            place = self._minutes.place(when)
+            place = self._minutes.place(at)
             if place >= 0:
-                column = self._minutes.column
-                column("total")[place] += count
-                column(f"category:{category}")[place] += count
-                column(f"severity:{severity}")[place] += count
-            self._count_fingerprint(report, subscription, count, when)
+                total, by_category, by_severity = names[2:]
+                total[place] += count
+                by_category[place] += count
+                by_severity[place] += count
+            known = self._known.get(fingerprint)
+            if known is None:
+                if len(self._known) >= self._fingerprints_max:
+                    self._let_go()
+                known = self._known[fingerprint] = Fingerprint(
+                    fingerprint, names[0], names[1], exception_type, component, subscription, "", began, at
+                )
+            known.count += count
+            if began < known.first_seen:
+                known.first_seen = began
+            if at >= known.last_seen:
+                known.last_seen = at
+                known.message = message[:_SAMPLE_CAP]
+            place = self._slots.place(at)
+            if place >= 0:
+                self._slots.column(fingerprint)[place] += count
 
-    def _count_fingerprint(self, report: ErrorReport, subscription: str, count: int, when: float) -> None:
-        known = self._known.get(report.fingerprint)
-        if known is None:
-            if len(self._known) >= self._fingerprints_max:
-                self._let_go()
-            known = self._known[report.fingerprint] = Fingerprint(
-                report.fingerprint,
-                str(report.category),
-                str(report.severity),
-                report.exception_type,
-                report.component,
-                subscription,
-                report.message[:_SAMPLE_CAP],
-                when,
-                when,
-            )
-        known.count += count
-        if when < known.first_seen:
-            known.first_seen = when
-        if when >= known.last_seen:
-            known.last_seen = when
-            known.severity = str(report.severity)
-            known.message = report.message[:_SAMPLE_CAP]
-        place = self._slots.place(when)
-        if place >= 0:
-            self._slots.column(report.fingerprint)[place] += count
+    def report(self, report: ErrorReport, at: float, subscription: str = "", count: int = 1) -> None:
+        """Count a report, at wall time `at`."""
+        self.error(
+            at,
+            report.category,
+            report.severity,
+            report.fingerprint,
+            report.exception_type,
+            report.component,
+            report.message,
+            subscription,
+            count,
+        )
+
+    def _name(self, category: str, severity: str) -> tuple[str, str, array[int], array[int], array[int]]:
+        """What a category and a severity are counted under, found once for each pair."""
+        by_category = str(bounded(self.categories, category))
+        by_severity = str(bounded(self.severities, severity))
+        self._seen.setdefault(by_category, [math.inf, 0.0])
+        column = self._minutes.column
+        names = (
+            by_category,
+            by_severity,
+            column("total"),
+            column(f"category:{by_category}"),
+            column(f"severity:{by_severity}"),
+        )
+        if OTHER not in names:
+            self._names[category, severity] = names
+        return names
 
     def _let_go(self) -> None:
         """Drop an eighth of the fingerprints, those not seen for longest, keeping their sum."""
@@ -191,15 +243,15 @@ class ErrorStatistics:
             del self._known[one.fingerprint]
             self._slots.remove(one.fingerprint)
 
-    def recovery(self, outcome: str, duration_s: float, at: float) -> None:
-        """Count a recovery that ended: succeeded, failed or refused. `duration_s`: since the first failure."""
+    def recovery(self, outcome: str, duration_s: float, at: float, count: int = 1) -> None:
+        """Count recoveries that succeeded, failed or were refused. `duration_s`: from first failures on, the sum."""
         with self._lock:
-            self.recoveries[outcome] += 1
+            self.recoveries[outcome] += count
             if outcome == "succeeded":
                 self.recovered_s += duration_s
             place = self._minutes.place(at)
             if place >= 0:
-                self._minutes.column(f"recovery:{outcome}")[place] += 1
+                self._minutes.column(f"recovery:{outcome}")[place] += count
 
     # Reading
 
@@ -208,6 +260,12 @@ class ErrorStatistics:
         with self._lock:
             found = [msgspec.structs.replace(one) for one in self._known.values()]
         return sorted(found, key=lambda one: (-one.count, -one.last_seen, one.fingerprint))
+
+    def seen(self, category: str) -> tuple[float, float]:
+        """When the first and the last error of a category were."""
+        with self._lock:
+            first, last = self._seen.get(category, (0.0, 0.0))
+            return first, last
 
     def slots_of(self, fingerprint: str, now: float, slots: int) -> list[int]:
         """Counts of a fingerprint in the last slots of 300 s, oldest first; the last is under way."""
@@ -223,13 +281,13 @@ class ErrorStatistics:
         """All of it as JSON-ready values, at wall time `now`.
 
         `error_rate_1h` is errors a second over the last hour. `recovery_success_rate` is of the recoveries that
-        ended, 1.0 when there were none; `mttr_seconds` from first failure to success, None when none succeeded.
+        succeeded or failed, 1.0 when there were none; `mttr_seconds` from first failure to success, None when none did.
         """
         with self._lock:
             minutes = self._minutes
             recent = minutes.since("total", now, HOUR_S)
-            ended = sum(self.recoveries.values())
-            succeeded = self.recoveries["succeeded"]
+            succeeded, failed = self.recoveries["succeeded"], self.recoveries["failed"]
+            ended = succeeded + failed
             counted: dict[str, Any] = {
                 "total_errors": self.total,
                 "recent_errors_1h": recent,
@@ -238,7 +296,7 @@ class ErrorStatistics:
                 "severity_distribution": {str(name): number for name, number in self.severities.items()},
                 "error_rate_1h": recent / HOUR_S,
                 "recovery_success_rate": succeeded / ended if ended else 1.0,
-                "recoveries": {"succeeded": succeeded, "failed": ended - succeeded},
+                "recoveries": {"succeeded": succeeded, "failed": failed, "refused": self.recoveries["refused"]},
                 "mttr_seconds": self.recovered_s / succeeded if succeeded else None,
                 "categories_1h": _last_hour(minutes, "category:", now),
                 "severities_1h": _last_hour(minutes, "severity:", now),
