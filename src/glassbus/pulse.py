@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from glassbus.clock import Clock
 from glassbus.errors import GlassbusError, StorageFull
 from glassbus.facts import (
+    ConnectionLost,
+    ConnectionRestored,
     Fact,
     FactType,
     LedgerUnbalanced,
@@ -31,7 +33,9 @@ _SILENCE_MAX_S = 15.0
 class Pulse(Observer):
     """Looks after a running bus. `turned` is called at each beat, first."""
 
-    interests: frozenset[FactType] = frozenset({TransportFailed, TransportRecovered, PublishRefused})
+    interests: frozenset[FactType] = frozenset(
+        {TransportFailed, TransportRecovered, ConnectionLost, ConnectionRestored, PublishRefused}
+    )
 
     def __init__(
         self,
@@ -53,6 +57,8 @@ class Pulse(Observer):
         self._window = SuccessWindow()
         self._unbalanced: set[str] = set()
         self._failing = ""  # what the store failed at last, until a round trip succeeds
+        self._failing_since = 0.0
+        self._lost = ""  # the connection to a broker, until there is one again
         self._full_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._probing: asyncio.Task[None] | None = None
@@ -76,7 +82,7 @@ class Pulse(Observer):
         self._window.sample(now, *self._totals())
         self._check_balance()
         late = self.answered_at is None or now - self.answered_at >= _PROBE_EVERY_S
-        if self._probing is None and (late or self._failing):
+        if self._probing is None and (late or self._failing) and not self._lost:
             self._probing = asyncio.get_running_loop().create_task(self._probe())
         self._timer = asyncio.get_running_loop().call_later(_BEAT_S, self._beat)
 
@@ -88,9 +94,12 @@ class Pulse(Observer):
         try:
             await self._transport.probe()
             self.answered_at = self._clock.monotonic()
+            if self._failing:  # the store itself has not said so: it did not notice
+                after_s = self._clock.monotonic() - self._failing_since
+                self._hub.state(TransportRecovered(at=self._clock.wall(), after_s=after_s))
             self._failing = ""
         except GlassbusError as error:
-            if not self._failing:  # told once, not every second
+            if not self._failing and not self._lost:  # told once, not every second
                 self.state_failure("probe", error)
         finally:
             self._probing = None
@@ -109,9 +118,15 @@ class Pulse(Observer):
     def on_fact(self, fact: Fact, /) -> None:
         """Failures of the store count at once, not only when the next probe finds them."""
         if isinstance(fact, TransportFailed):
+            if not self._failing:
+                self._failing_since = self._clock.monotonic()
             self._failing = fact.error[:200]
         elif isinstance(fact, TransportRecovered):
             self._failing = ""
+        elif isinstance(fact, ConnectionLost):
+            self._lost = f"no connection to {fact.endpoint}: {fact.error}"[:300]
+        elif isinstance(fact, ConnectionRestored):
+            self._lost = ""
         elif isinstance(fact, PublishRefused) and fact.reason == StorageFull.reason:
             self._full_at = self._clock.monotonic()
 
@@ -160,8 +175,8 @@ class Pulse(Observer):
     def _check_store(self, now: float) -> Check:
         if self.answered_at is None:
             return Check("store", HealthStatus.UNKNOWN, "the store was never asked")
-        if self._failing:
-            return Check("store", HealthStatus.CRITICAL, self._failing)
+        if self._lost or self._failing:
+            return Check("store", HealthStatus.CRITICAL, self._lost or self._failing)
         if now - self._full_at < _SILENCE_MAX_S:
             return Check("store", HealthStatus.DEGRADED, "publishes were refused for want of disk space")
         age_s = now - self.answered_at

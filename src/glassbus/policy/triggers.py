@@ -17,8 +17,8 @@ from glassbus.policy.escalation import RANK, Alarm, Ends
 
 _HIGH, _CRITICAL = ErrorSeverity.HIGH, ErrorSeverity.CRITICAL
 _SUMMARY_CAP = 300
-#: A broken connection is nobody's business before so many tries to mend it have failed.
-RECONNECTS_MIN = 3
+#: A broken connection, or a shortage, is nobody's business before so many tries to mend it have failed.
+TRIES_MIN = 3
 _OPEN = ("open", "forced_open")
 
 
@@ -61,10 +61,11 @@ def _recovery(fact: Any) -> str:
 
 def _recovery_gave_up(fact: f.RecoveryConcluded) -> bool:
     # A message that a program could not recover is told by its own report.
-    if fact.component in ("queue", "handler") or fact.outcome == "succeeded":
+    if fact.component in ("queue", "handler") or fact.outcome in ("succeeded", "called_off"):
         return False
     reconnecting = fact.component == "endpoint" and fact.category is not ErrorCategory.AUTHENTICATION_ERROR
-    return not reconnecting or fact.attempt >= RECONNECTS_MIN
+    # Load is shed step by step, too: the first steps need not be enough.
+    return fact.attempt >= TRIES_MIN or not (reconnecting or fact.component == "resources")
 
 
 TRIGGERS: tuple[Trigger, ...] = (
@@ -191,6 +192,12 @@ TRIGGERS: tuple[Trigger, ...] = (
 
 HEALINGS: tuple[Healing, ...] = (
     Healing(f.RecoveryConcluded, lambda fact: fact.outcome == "succeeded", _recovery, "the recovery succeeded"),
+    Healing(
+        f.LoadRegained,
+        lambda fact: fact.limit >= fact.concurrency and not fact.low_priority_held,
+        lambda fact: f"recovery/resources/{fact.subscription}",
+        "all of the load is regained",
+    ),
     Healing(f.ConnectionRestored, _always, lambda _: "recovery/endpoint", "the connection is back"),
     Healing(
         f.BreakerStateChanged,

@@ -29,10 +29,10 @@ RESULTS = ("handled", "dead_lettered", "expired", "discarded")
 PUBLISH_OUTCOMES = ("accepted", "spooled", "unrouted", "duplicate", "rejected", "uncertain")
 ATTEMPT_OUTCOMES = ("succeeded", "late", "failed")
 RETRY_ACTIONS = ("immediate_retry", "delayed_retry")
-#: What is done for a component other than a handler.
+#: What is done for a component, and what a program's own managers are asked to do (none: there was nothing to do).
 COMPONENT_ACTIONS = (
-    "reconnect", "failover", "refresh_credentials", "shed", "pause_intake", "reload", "last_known_good",
-    "pause_subscription",
+    "reconnect", "failover", "refresh_credentials", "expand", "backpressure", "shed", "pause_intake", "reload",
+    "last_known_good", "pause_subscription", "increase_timeout", "fallback_codec", "dead_letter", "none",
 )  # fmt: skip
 ACTIONS = (*RETRY_ACTIONS, *COMPONENT_ACTIONS)
 #: (category, severity) that the built-in rules can yield: at 0 from the start.
