@@ -49,7 +49,7 @@ LINES: dict[FactType, Line] = {
     f.PublishLeftUncertain: Line(ERROR, "publish uncertain", ("envelope", "error")),
     f.BackpressureApplied: Line(WARNING, "publisher slowed by a full queue", ("subscription", "waited_s", "admitted")),
     f.OverflowHandled: Line(
-        _if_bad(lambda fact: fact.action != "contract", ERROR, WARNING),
+        _if_bad(lambda fact: fact.action in ("dead_letter", "refuse"), ERROR, WARNING),
         "queue overflow",
         ("subscription", "action", "capacity"),
     ),

@@ -208,7 +208,7 @@ METRICS: tuple[Metric, ...] = (
         "Source.ledger",
     ),
     Metric(
-        "queue_capacity_messages", "gauge", "Most deliveries that may be pending.", _SUB, "QueueState.spec.capacity"
+        "queue_capacity_messages", "gauge", "Most deliveries that may be pending.", _SUB, "QueueState.capacity"
     ),
     Metric(
         "queue_oldest_message_age_seconds",

@@ -180,7 +180,7 @@ def _read_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> N
     scrape.add("messages_unaccounted", (bus,), ledger.unaccounted)
     for name, queue in source.queues().items():
         labels = (bus, name)
-        scrape.add("queue_capacity_messages", labels, queue.spec.capacity)
+        scrape.add("queue_capacity_messages", labels, queue.capacity)
         scrape.add("queue_oldest_message_age_seconds", labels, _age(now, queue.oldest_at))
         scrape.add("dead_letter_oldest_age_seconds", labels, _age(now, queue.dead_letter_oldest_at))
         scrape.add("subscription_consumers", labels, queue.consumers)
