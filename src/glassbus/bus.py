@@ -202,6 +202,7 @@ class MessageBus:
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
         self.escalations = Escalations(escalation or Escalation(), self.settings, self.hub, self.clock)
+        self.escalations.journal_trouble = lambda: self.journal.trouble
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
         self._starting: asyncio.Task[Any] | None = None
         self._growth = Growth(self.component_breakers, lambda allowed: let_grow(self._transport, allowed))
@@ -222,7 +223,7 @@ class MessageBus:
             bus_wide=self._set_bus_wide,
             in_background=self._in_background,
         )
-        self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
+        self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned, self)
         self._state = "new"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._declaring: set[asyncio.Task[None]] = set()
@@ -476,7 +477,9 @@ class MessageBus:
             self.emergency.abandon()
             self._transport = self._make_transport()  # one is opened once
             self.dead_letters = DeadLetters(self._transport, self.hub, self.clock)
-            self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned)
+            self.hub.remove(self._pulse)
+            self._pulse = Pulse(self._workers, self._transport, self.hub, self.clock, self._turned, self)
+            self.observe(self._pulse)
             self._state = "new"
 
     async def stop(self, deadline: float = 30.0) -> None:
@@ -905,6 +908,7 @@ class MessageBus:
         """The store cannot go on: take nothing more, so that nothing more is at risk."""
         self._pulse.broken = f"{type(error).__name__}: {safe_text(error, 300)}"
         self._pulse.state_failure("store", error)
+        self._pulse.look_at_health(self._state)
         if self._state == "running":
             self.emergency.begin("the store cannot go on", error=self._pulse.broken)
 

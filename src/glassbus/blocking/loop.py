@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from glassbus.blocking.helpers import HelpedLoop
 from glassbus.errors import GlassbusError, WouldBlockLoop
 
 Result = TypeVar("Result")
@@ -48,7 +49,11 @@ class LoopThread:
         return self._thread is threading.current_thread()
 
     def call(
-        self, function: Callable[..., Coroutine[Any, Any, Result]], *args: Any, within_s: float | None = None, **kwargs: Any
+        self,
+        function: Callable[..., Coroutine[Any, Any, Result]],
+        *args: Any,
+        within_s: float | None = None,
+        **kwargs: Any,
     ) -> Result:
         """Run `function` on the loop, in a copy of the caller's context, and return what it returns.
 
@@ -132,7 +137,7 @@ class LoopThread:
     def _running(self) -> asyncio.AbstractEventLoop:
         """The loop, its thread started. The lock is held."""
         if self._loop is None:
-            loop = asyncio.new_event_loop()
+            loop = HelpedLoop(self._name)
             thread = threading.Thread(target=self._run, args=(loop,), name=f"glassbus-{self._name}-loop", daemon=True)
             try:
                 thread.start()
