@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from glassbus.clock import Clock
-from glassbus.errors import GlassbusError, StorageFull
+from glassbus.errors import ErrorSeverity, GlassbusError, StorageFull
 from glassbus.facts import (
     ConnectionLost,
     ConnectionRestored,
     Fact,
     FactType,
+    HealthChanged,
     LedgerUnbalanced,
     PublishRefused,
     TransportFailed,
@@ -19,8 +21,10 @@ from glassbus.facts import (
     transport_failed,
 )
 from glassbus.observer import Hub, Observer
-from glassbus.recovery.health import Check, Health, HealthStatus, SuccessWindow, by_rate, worst
-from glassbus.recovery.killswitch import Gate
+from glassbus.policy.ledger import Account
+from glassbus.recovery import checks as look_at
+from glassbus.recovery.checks import BreakerView, ConnectionView, Stalls
+from glassbus.recovery.health import Check, Health, HealthStatus, SuccessWindow, by_rate, deciding, worst
 from glassbus.transport import Transport
 from glassbus.worker import Worker
 
@@ -28,6 +32,42 @@ _BEAT_S = 1.0
 _PROBE_EVERY_S = 5.0
 #: Without a round trip for so long, the store counts as gone.
 _SILENCE_MAX_S = 15.0
+#: A loop that has not turned for so long is stuck, and so nothing that it looks after can be known.
+_STUCK_S = 10.0
+
+
+class Records(Protocol):
+    """The journal, as health sees it."""
+
+    @property
+    def trouble(self) -> str: ...
+    def statistics(self) -> dict[str, Any]: ...
+
+
+class People(Protocol):
+    """The escalations, as health sees them."""
+
+    def open_by_severity(self) -> dict[ErrorSeverity, int]: ...
+
+
+class Pausing(Protocol):
+    """The intake, as health sees it."""
+
+    @property
+    def paused(self) -> str: ...
+
+
+class Surroundings(Protocol):
+    """What health asks of the rest of the bus. Any thread."""
+
+    @property
+    def journal(self) -> Records: ...
+    @property
+    def escalations(self) -> People: ...
+    @property
+    def intake(self) -> Pausing: ...
+    def connections(self) -> Sequence[ConnectionView]: ...
+    def breaker_views(self) -> Sequence[BreakerView]: ...
 
 
 class Pulse(Observer):
@@ -44,6 +84,7 @@ class Pulse(Observer):
         hub: Hub,
         clock: Clock,
         turned: Callable[[], None],
+        around: Surroundings,
     ) -> None:
         self.answered_at: float | None = None
         self.turned_at = clock.monotonic()
@@ -53,9 +94,13 @@ class Pulse(Observer):
         self._hub = hub
         self._clock = clock
         self._turned = turned
+        self._around = around
+        self._stalls = Stalls()
+        self._looked_at_store = float("-inf")
+        self._status = HealthStatus.HEALTHY
         self._started_at: float | None = None
         self._window = SuccessWindow()
-        self._unbalanced: set[str] = set()
+        self._unbalanced: frozenset[str] = frozenset()
         self._failing = ""  # what the store failed at last, until a round trip succeeds
         self._failing_since = 0.0
         self._lost = ""  # the connection to a broker, until there is one again
@@ -76,15 +121,45 @@ class Pulse(Observer):
 
     def _beat(self) -> None:
         now = self.turned_at = self._clock.monotonic()
+        try:
+            self._look(now)
+        except Exception as error:  # noqa: BLE001 - whatever one look fails at, the next must be made
+            if not self._failing:
+                self.state_failure("pulse", error)
+        finally:
+            self._timer = asyncio.get_running_loop().call_later(_BEAT_S, self._beat)
+
+    def _look(self, now: float) -> None:
         self._turned()
-        for worker in self._workers.values():
+        workers = list(self._workers.values())
+        for worker in workers:
             worker.look()
         self._window.sample(now, *self._totals())
-        self._check_balance()
         late = self.answered_at is None or now - self.answered_at >= _PROBE_EVERY_S
         if self._probing is None and (late or self._failing) and not self._lost:
             self._probing = asyncio.get_running_loop().create_task(self._probe())
-        self._timer = asyncio.get_running_loop().call_later(_BEAT_S, self._beat)
+        accounts = self._transport.ledger().accounts
+        self._check_balance(accounts)
+        if now - self._looked_at_store >= _PROBE_EVERY_S:
+            self._looked_at_store = now
+            self._stalls.look_at_store(self._clock.wall(), self._transport.queues(), accounts)
+        keyed = frozenset(worker.name for worker in workers if worker.subscription.spec.strict_key)
+        self._stalls.look(now, workers, accounts, keyed)
+        self.look_at_health("running")
+
+    def look_at_health(self, state: str) -> None:
+        """State it when health has moved. On the loop."""
+        health = self.health(state)
+        before, self._status = self._status, health.status
+        if health.status is not before:
+            self._hub.state(
+                HealthChanged(
+                    at=self._clock.wall(),
+                    from_status=before.value,
+                    to_status=health.status.value,
+                    detail=deciding(health.checks),
+                )
+            )
 
     def _totals(self) -> tuple[int, int]:
         workers = list(self._workers.values())
@@ -104,13 +179,12 @@ class Pulse(Observer):
         finally:
             self._probing = None
 
-    def _check_balance(self) -> None:
+    def _check_balance(self, accounts: Mapping[str, Account]) -> None:
         """State an account that does not balance, once, when it first does not."""
-        for name, account in self._transport.ledger().accounts.items():
-            if not account.unaccounted:
-                self._unbalanced.discard(name)
-            elif name not in self._unbalanced:
-                self._unbalanced.add(name)
+        before = self._unbalanced
+        self._unbalanced = frozenset(name for name, account in accounts.items() if account.unaccounted)
+        for name, account in accounts.items():
+            if name in self._unbalanced - before:
                 self._hub.state(
                     LedgerUnbalanced(at=self._clock.wall(), subscription=name, unaccounted=account.unaccounted)
                 )
@@ -136,34 +210,60 @@ class Pulse(Observer):
     # Health
 
     def health(self, state: str) -> Health:
-        """How the bus is, given its `state`."""
+        """How the bus is, given its `state`. Any thread, and quick however much fails."""
         now = self._clock.monotonic()
         workers = list(self._workers.values())
         handled, settled = self._totals()
         rate = self._window.rate(now, handled, settled)
         store = self._check_store(now)
+        running = self._check_running(state, now)
+        breakers = self._around.breaker_views()
+        connections = self._around.connections()
+        paused = self._around.intake.paused
         checks = (
-            self._check_running(state),
+            running,
             Check("success_rate", by_rate(rate), f"{rate:.4f} of what was settled in the last 5 min was handled"),
-            _check_breakers([w.gate for w in workers]),
-            _check_handlers(workers),
+            look_at.of_breakers(workers, [one for one in breakers if one.kind != "subscription"]),
+            look_at.of_handlers(workers),
+            self._stalls.check,
+            look_at.of_intake(paused),
             self._check_ledger(),
             store,
+            look_at.of_connections(connections),
+            look_at.of_disk(*self._disk()),
+            look_at.of_journal(self._around.journal.trouble),
+            look_at.of_escalations(self._around.escalations.open_by_severity()),
         )
+        answers = store.status is not HealthStatus.CRITICAL
         return Health(
             status=worst(checks),
-            ready=state == "running" and not self.broken and store.status is not HealthStatus.CRITICAL,
+            ready=running.status is HealthStatus.HEALTHY and answers and not paused,
             uptime_seconds=0.0 if self._started_at is None else now - self._started_at,
             success_rate=rate,
             messages_processed=handled,
             messages_failed=settled - handled,
             errors_recovered=sum(w.recovered for w in workers),
             checks=checks,
+            round_trip_age_seconds=None if self.answered_at is None else now - self.answered_at,
+            active_connections=sum(c.up for c in connections) if connections else int(answers and state == "running"),
+            active_queues=len(workers),
+            circuit_breaker_status={one.name: one.state for one in breakers},
+            ask_statistics=self._around.journal.statistics,
         )
 
-    def _check_running(self, state: str) -> Check:
+    def _disk(self) -> tuple[int | None, int]:
+        try:
+            free = self._transport.disk_free_bytes()
+        except OSError:
+            free = None  # its place is gone: the store says so
+        return free, getattr(self._transport, "reserve_bytes", look_at.RESERVE_BYTES)
+
+    def _check_running(self, state: str, now: float) -> Check:
         if self.broken:
             return Check("running", HealthStatus.CRITICAL, self.broken)
+        if state == "running" and now - self.turned_at > _STUCK_S:
+            stuck_s = now - self.turned_at
+            return Check("running", HealthStatus.CRITICAL, f"something has blocked the event loop for {stuck_s:.0f} s")
         return Check("running", HealthStatus.HEALTHY if state == "running" else HealthStatus.UNKNOWN, state)
 
     def _check_ledger(self) -> Check:
@@ -183,23 +283,3 @@ class Pulse(Observer):
         if age_s > _SILENCE_MAX_S:
             return Check("store", HealthStatus.CRITICAL, f"no round trip to the store for {age_s:.1f} s")
         return Check("store", HealthStatus.HEALTHY, "the store answers")
-
-
-def _check_breakers(gates: list[Gate]) -> Check:
-    shut = [f"{gate.name} {gate.state_name}" for gate in gates if gate.state_name != "running"]
-    if not shut:
-        return Check("breakers", HealthStatus.HEALTHY, "every subscription takes messages")
-    all_open = all(gate.state_name == "breaker_open" for gate in gates)
-    return Check("breakers", HealthStatus.CRITICAL if all_open else HealthStatus.DEGRADED, "; ".join(shut))
-
-
-def _check_handlers(workers: list[Worker]) -> Check:
-    lost = {w.name: w.lost for w in workers if w.lost}
-    if not lost:
-        return Check("handlers", HealthStatus.HEALTHY, "no handler is lost")
-    dead = any(not w.limit for w in workers)
-    return Check(
-        "handlers",
-        HealthStatus.CRITICAL if dead else HealthStatus.DEGRADED,
-        "slots lost to handlers that do not return: " + ", ".join(f"{name} {count}" for name, count in lost.items()),
-    )

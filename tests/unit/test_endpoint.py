@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from glassbus.clock import SystemClock
 from glassbus.config import Address, Credentials
 from glassbus.errors import ConfigurationError, EndpointRefused, EndpointUnreachable, ErrorCategory, TransportError
 from glassbus.facts import (
@@ -225,7 +226,7 @@ def test_it_fails_over_through_a_set_of_three_and_stays_there() -> None:
 
 def test_a_hanging_endpoint_costs_its_timeout_and_then_the_next_is_tried() -> None:
     async def scenario(clock: VirtualClock) -> None:
-        async with watched(clock, A, B) as w:
+        async with watched(clock, A, B, settings=Reconnect(dial_timeout=3.0)) as w:
             await w.supervisor.start(w.broker)
             await asyncio.sleep(60)
             w.broker.hanging.add("a")
@@ -459,6 +460,31 @@ def test_a_start_that_finds_no_broker_in_time_raises_why() -> None:
     play(scenario)
 
 
+def test_a_start_waits_for_the_try_that_is_under_way_when_its_time_is_over() -> None:
+    """A large store takes long to read."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        class Large(Broker):
+            async def dial(self, address: Address, credentials: Credentials | None, /) -> None:
+                await asyncio.sleep(25)
+                await super().dial(address, credentials)
+
+        w = Watched(clock, [A])
+        w.broker = Large(clock)
+        await w.supervisor.start(w.broker)
+        assert w.supervisor.up()
+        await w.supervisor.stop()
+
+    play(scenario)
+
+
+def test_a_closed_breaker_keeps_no_dial_waiting_on_a_clock_that_runs() -> None:
+    clock = SystemClock()
+    breakers = ComponentBreakers(Hub(clock.wall), clock)
+    now = clock.monotonic()
+    assert breakers.ready_at("endpoint", ErrorCategory.CONNECTION_ERROR) <= now
+
+
 def test_a_start_waits_for_a_broker_that_comes() -> None:
     async def scenario(clock: VirtualClock) -> None:
         async with watched(clock) as w:
@@ -563,7 +589,7 @@ def test_a_dial_that_ignores_its_cancellation_holds_nothing_up() -> None:
                             continue
                 await super().dial(address, credentials)
 
-        w = Watched(clock, [A])
+        w = Watched(clock, [A], settings=Reconnect(dial_timeout=3.0))
         w.broker = deaf = Deaf(clock)
         await w.supervisor.start(deaf)
         await asyncio.sleep(60)

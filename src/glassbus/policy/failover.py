@@ -35,11 +35,12 @@ class Reconnect(msgspec.Struct, frozen=True):
     """How a broker's connection is watched, and made again when it is lost. Times in seconds.
 
     A round trip is made every `probe_every`; without an answer within `probe_timeout` the connection counts as
-    lost. Tries wait a random time up to `base_delay`, doubling to `max_delay`, and take at most `dial_timeout`. After
-    `failures` in a row the endpoint's breaker opens, and lets one try through each `open_for` (and up to 1 s more).
-    Other endpoints of the set are tried from `failover_after` on. A connection that did not hold for `steady_after`
-    does not start the delays anew. The first connection must be made within `start_timeout`. New credentials are waited
-    for `credentials_timeout`; an endpoint that refuses them is looked at again each `refused_again` (infinity: never).
+    lost. Tries wait a random time up to `base_delay`, doubling to `max_delay`. One takes at most `dial_timeout`, which
+    leaves time to read a large store; silence is noticed sooner. After `failures` in a row the endpoint's breaker
+    opens, and lets one try through each `open_for` (and up to 1 s more). Other endpoints of the set are tried from
+    `failover_after` on. A connection that did not hold for `steady_after` does not start the delays anew. A start
+    tries for `start_timeout`, and waits for the try that is then under way. New credentials are waited for
+    `credentials_timeout`; an endpoint that refuses them is looked at again each `refused_again` (infinity: never).
     """
 
     base_delay: float = 0.1
@@ -48,7 +49,7 @@ class Reconnect(msgspec.Struct, frozen=True):
     open_for: float = 2.0
     failover_after: float = 1.0
     steady_after: float = 5.0
-    dial_timeout: float = 3.0
+    dial_timeout: float = 30.0
     start_timeout: float = 10.0
     probe_every: float = 3.0
     probe_timeout: float = 3.0

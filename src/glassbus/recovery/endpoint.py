@@ -379,16 +379,17 @@ class EndpointSupervisor:
             waiting.cancel()
 
     async def _outcome(self, within_s: float) -> None:
-        """Wait for a connection. Raises why there is none, once that is final or `within_s` have passed."""
+        """Wait for a connection. Raises why there is none: once that is final, or `within_s` and the last try are over."""
         until = self._monotonic() + within_s
         while self._set.link is not Link.UP:
             final = self._hopeless or (self._set.link is Link.REFUSED and not self._reset_wanted)
             left_s = until - self._monotonic()
-            if final or left_s <= 0 or self._set.link is Link.STOPPED:
+            over = left_s <= 0 and self._set.link is not Link.DIALLING
+            if final or over or self._set.link is Link.STOPPED:
                 raise self._error or EndpointUnreachable(f"no connection within {within_s:g} s")
             if self._turned is None or self._turned.done():
                 self._turned = asyncio.get_running_loop().create_future()
-            await asyncio.wait({self._turned}, timeout=left_s)
+            await asyncio.wait({self._turned}, timeout=left_s if left_s > 0 else None)
 
     def _wake(self) -> None:
         if self._turned is not None and not self._turned.done():
