@@ -10,6 +10,7 @@ import itertools
 import secrets
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
@@ -43,7 +44,7 @@ _OF_CONNECTIONS = (
 )
 
 
-class Handling:
+class Handling(ABC):
     """The part of `ProductionMessageBus` that handles errors it is given."""
 
     error_logger: ErrorLogger
@@ -136,8 +137,9 @@ class Handling:
             return self._could_not_handle(failed)
         return True
 
+    @abstractmethod
     def _emergency_shutdown(self, reason: str = "asked for by the program") -> bool:
-        raise NotImplementedError
+        """Stop at once and save what is held. Whether that has ended."""
 
     # How
 

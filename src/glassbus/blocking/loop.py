@@ -34,6 +34,7 @@ class LoopThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._waiting: set[Future[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._posted = 0
         self._forked = False
         self.dropped = 0
@@ -64,15 +65,17 @@ class LoopThread:
         self.check(getattr(function, "__name__", "this"))
         answer: Future[tuple[Result | None, BaseException | None]] = Future()
         context = copy_context()
-        task: asyncio.Task[None] | None = None
+        begun: list[asyncio.Task[None]] = []
 
         def begin() -> None:
-            nonlocal task
             if answer.set_running_or_notify_cancel():  # from here on the answer is the loop's to give
                 task = loop.create_task(_answered(answer, function, args, kwargs), context=context)
+                self._tasks.add(task)  # kept, also when the caller has gone
+                task.add_done_callback(self._tasks.discard)
+                begun.append(task)
 
         def give_up() -> None:
-            if task is not None:
+            for task in begun:
                 task.cancel()
 
         with self._lock:
