@@ -54,6 +54,10 @@ class House:
         """The same of who was told; that goes on beside the rest."""
         return [_line(fact, since) for fact in self.seen.facts if type(fact).__name__.startswith("Escalation")]
 
+    def health(self, since: float) -> list[str]:
+        """Each move of health: how long after, and where to."""
+        return [f"{fact.at - since:.0f} {fact.to_status}" for fact in self.of(f.HealthChanged) if fact.at >= since]
+
     def total(self) -> Account:
         return self.bus.ledger().total
 
@@ -92,7 +96,7 @@ _TOLD: dict[type[Any], tuple[str, ...]] = {
 
 def _is_aside(fact: Fact) -> bool:
     name = type(fact).__name__
-    return name in _SURROUNDINGS or name.startswith("Escalation")
+    return name in _SURROUNDINGS or name.startswith("Escalation") or name == "HealthChanged"
 
 
 def _line(fact: Any, since: float) -> str:

@@ -59,6 +59,7 @@ async def settled_reported_and_not_lost(house: House, category: ErrorCategory, e
     assert told == {(category, exception)}
     assert {report.category for report in house.bus.journal.reports()} == {category}
     assert house.bus.health().messages_failed == len(letters)
+    assert [move.partition(" ")[2] for move in house.health(0.0)] == ["critical"]  # all that was settled has failed
     house.seen.clear()
     await house.bus.dead_letters.replay(*(letter.id for letter in letters))
     await asyncio.sleep(20.0)  # whatever was paused is tried again by now

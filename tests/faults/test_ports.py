@@ -14,6 +14,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
 from glassbus import (
+    ConfigurationError,
+    ErrorSeverity,
     HandlerAbandoned,
     InvalidPayload,
     Message,
@@ -41,6 +43,7 @@ from glassbus.faults import (
     TelemetryDown,
     inject,
 )
+from glassbus.recovery.escalation import Escalation
 from glassbus.telemetry import setup
 from glassbus.telemetry.pipeline import SpanQueue
 
@@ -326,6 +329,7 @@ def test_a_settlement_that_fails_is_kept_and_stored_when_it_can_be(url: str, fau
         assert sorted(house.runs) == [0, 1, 2]
         assert injection.hits == 7
         assert house.total().handled == 3
+        await asyncio.sleep(2.0)
         assert [fact.operation for fact in house.of(f.TransportFailed)] == ["settle"]
         (recovered,) = house.of(f.TransportRecovered)
         assert 1.0 < recovered.after_s < 4.0
@@ -407,7 +411,7 @@ def test_a_full_disk_refuses_publishes_and_takes_acknowledgements(url: str) -> N
             await asyncio.sleep(1.0)
             assert house.total().handled == 1
             assert house.bus.disk_free_bytes() in (0, None)
-            assert house.bus.health().status == "degraded"
+            assert house.bus.health().status in ("degraded", "critical")
         assert injection.hits >= 1
         await asyncio.sleep(0.5)
         await house.bus.publish("work.a", 2)
@@ -594,3 +598,65 @@ def test_an_exporter_that_hangs_is_let_go_when_the_fault_heals() -> None:
     finally:
         setup._active = before
         queue.close(5.0)
+
+
+# Escalation channels
+
+
+class Pager:
+    """A channel of somebody's own."""
+
+    name, at_least, batch, refresh_s = "pager", ErrorSeverity.LOW, 10, 0.0
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def send(self, notices: Any) -> None:
+        self.told += [f"{notice.event} {notice.escalation.name}" for notice in notices]
+
+
+@pytest.mark.parametrize("fault", [Refuse(), DropConnection(), Raise(SystemExit), Hang(), Delay(40.0)], ids=str)
+def test_a_channel_that_is_struck_is_told_again_when_it_works(fault: Any) -> None:
+    pager = Pager()
+
+    async def scenario(house: House) -> None:
+        house.subscribe(retry=ONCE)
+        await house.bus.start()
+        async with inject(house.bus, fault, "channel:pager") as injection:
+            with inject(house.bus, Raise(ValueError), "handler:work"):
+                await house.bus.publish("work.a", 1)
+                await house.bus.drain()
+            await asyncio.sleep(35.0)
+            failed = [fact for fact in house.of(f.EscalationNotified) if fact.channel == "pager"]
+            assert {fact.outcome for fact in failed} == {"failed"}
+            assert injection.hits >= 1
+            assert set(pager.told) == ({"opened MessageDeadLettered"} if isinstance(fault, DropConnection) else set())
+            log = [fact.outcome for fact in house.of(f.EscalationNotified) if fact.channel == "log"]
+            assert log == ["sent"]  # the others do not wait for it
+        await asyncio.sleep(120.0)
+        assert pager.told[-1] == "opened MessageDeadLettered"
+        assert house.of(f.EscalationNotified)[-1].outcome == "sent"
+        assert vars(house.bus.escalations._lanes[1])["_channel"] is pager
+
+    play(scenario, escalation=Escalation(channels=(pager,)))
+
+
+# The configuration
+
+
+@pytest.mark.parametrize("fault", [Raise(OSError), Hang(), Delay(60.0)], ids=str)
+def test_a_configuration_that_is_struck_cannot_be_reloaded_and_stays_as_it_was(fault: Any) -> None:
+    values = {"subscriptions": {"work": {"timeout": 7.0}}}
+
+    async def scenario(house: House) -> None:
+        house.subscribe()
+        await house.bus.start()
+        async with inject(house.bus, fault, "configuration"):
+            values["subscriptions"]["work"]["timeout"] = 9.0
+            with pytest.raises(ConfigurationError):
+                await house.bus.reload()
+            assert house.bus.subscribers()[0].timeout_s == 7.0
+        await house.bus.reload()
+        assert house.bus.subscribers()[0].timeout_s == 9.0
+
+    play(scenario, configuration=lambda: values)

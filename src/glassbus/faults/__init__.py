@@ -28,6 +28,7 @@ from glassbus.faults.kinds import (
     SlowDisk,
     TelemetryDown,
 )
+from glassbus.faults.proxy import FaultyProxy
 from glassbus.faults.schedule import After, Always, Between, Every, First, Schedule
 from glassbus.faults.target import TARGETS
 
@@ -45,6 +46,7 @@ __all__ = [
     "DropConnection",
     "Every",
     "Fault",
+    "FaultyProxy",
     "First",
     "Hang",
     "Injection",

@@ -23,15 +23,15 @@ from glassbus.faults.target import Target, parse_target
 ALLOW_CRASH_VARIABLE = "GLASSBUS_FAULTS_ALLOW_CRASH"
 
 
-class HasBus(Protocol):
+class HasCore(Protocol):
     """A face over a bus, such as ProductionMessageBus."""
 
     @property
-    def bus(self) -> MessageBus: ...
+    def core(self) -> MessageBus: ...
 
 
 def inject(
-    bus: MessageBus | HasBus,
+    bus: MessageBus | HasCore,
     fault: Fault,
     target: str,
     *,
@@ -57,7 +57,7 @@ def inject(
 
     Raises ConfigurationError for what cannot be, naming what could.
     """
-    core = bus if isinstance(bus, MessageBus) else getattr(bus, "bus", None)
+    core = bus if isinstance(bus, MessageBus) else getattr(bus, "core", None)
     if not isinstance(core, MessageBus):
         raise ConfigurationError(f"faults are injected into a MessageBus, not {shown(bus)}")
     if not isinstance(fault, get_args(Fault)):

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from glassbus.bus import MessageBus
-from glassbus.errors import StorageFull
-from glassbus.facts import Delivery, TransportRecovered, transport_failed
+from glassbus.errors import StorageFull, TransportError
+from glassbus.facts import Delivery, transport_failed
 from glassbus.faults.acting import as_transport_error, corrupt, disturbed, failure
 from glassbus.faults.kinds import CorruptPayload, Delay, DiskFull, Hang, SlowDisk
 from glassbus.faults.wiring import exchange, on_loop
@@ -66,7 +66,7 @@ class FaultyTransport:
         self._bus = bus
         self._held: list[_Held] = []
         self._flushing: set[asyncio.Future[None]] = set()
-        self._failing_since: float | None = None
+        self._failing = False  # settlements fail, and that was told
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -102,6 +102,9 @@ class FaultyTransport:
         return None if self._upon("claim") else self.real.claim_now(name)
 
     async def probe(self) -> float:
+        """While settlements fail it does too: the pulse, which tells of a recovery, must not find the store well."""
+        if self._failing:
+            raise TransportError("settlements fail (injected)")
         took_s: float = await self._through("probe", self.real.probe)()
         return took_s
 
@@ -123,10 +126,7 @@ class FaultyTransport:
                 self._hold(injection, delivery, decision, recorded)
                 return
         self.real.settle(delivery, decision, recorded)
-        if self._failing_since is not None and not self._held:
-            since, self._failing_since = self._failing_since, None
-            clock = self._bus.clock
-            self._bus.hub.state(TransportRecovered(at=clock.wall(), after_s=clock.monotonic() - since))
+        self._failing = self._failing and bool(self._held)
 
     def _hold(self, injection: Injection, delivery: Delivery, decision: Decision, recorded: Recorded) -> None:
         fault = injection.fault
@@ -139,8 +139,8 @@ class FaultyTransport:
             return
         error = failure(fault)
         assert error is not None
-        if self._failing_since is None:
-            self._failing_since = self._bus.clock.monotonic()
+        if not self._failing:
+            self._failing = True
             told = as_transport_error(error)
             self._bus.hub.state(transport_failed(self._bus.clock.wall(), "settle", told))
         held.timer = asyncio.get_running_loop().call_later(_AGAIN_S, self._release, [held])
