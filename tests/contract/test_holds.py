@@ -105,9 +105,15 @@ def test_low_priority_can_be_held_back_alone_and_is_handed_out_again(store: Stor
         if not hold_back_low(desk.transport, "nothing yet", False):
             pytest.skip("this transport hands out every priority or none")
         await desk.declare()
-        await desk.publish(b"low 1", priority=Priority.LOW)
         hold_back_low(desk.transport, "s", True)
-        await desk.nothing()
+        claiming = asyncio.ensure_future(desk.transport.claim("s"))
+        await asyncio.sleep(SOON_S)
+        await desk.publish(b"low 1", priority=Priority.LOW)
+        await asyncio.sleep(SOON_S)
+        assert not claiming.done()
+        await desk.publish(b"first")
+        async with asyncio.timeout(SOON_S):
+            assert (await claiming).envelope.body == b"first"
         waiting = [asyncio.ensure_future(desk.transport.claim("s")) for _ in range(2)]
         await desk.publish(b"low 2", priority=Priority.LOW)
         await asyncio.sleep(SOON_S)

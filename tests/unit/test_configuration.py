@@ -6,12 +6,13 @@ import asyncio
 import json
 import stat
 from collections.abc import Callable, Coroutine, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassbus import ConfigurationError, KillSwitch, MessageBus, Retry
+from glassbus import ConfigurationError, KillSwitch, MessageBus, Retry, TransportError
 from glassbus.facts import (
     BreakerStateChanged,
     DeliveryDeadLettered,
@@ -33,9 +34,13 @@ class Source:
         self.values: Any = values
         self.error: BaseException | None = None
         self.asked = 0
+        self.clock: VirtualClock | None = None
+        self.asked_at: list[float] = []
 
     def __call__(self) -> Mapping[str, Any]:
         self.asked += 1
+        if self.clock is not None:
+            self.asked_at.append(self.clock.monotonic())
         if self.error is not None:
             raise self.error
         return self.values  # type: ignore[no-any-return]
@@ -149,6 +154,59 @@ async def test_concurrency_is_raised_and_lowered_while_handlers_run(clock: Virtu
         await bus.drain()
         assert bus.ledger().accounts["s"].handled == 60
         assert len(scene.seen.of(DeliveryHandled)) == 60
+
+
+@in_virtual_time
+async def test_a_lower_limit_holds_at_once_for_idle_slots_and_a_higher_one_never_overshoots(
+    clock: VirtualClock,
+) -> None:
+    source, running, most = Source(), 0, 0
+    scene = Scene(clock, source)
+    bus = scene.bus
+
+    @bus.subscribe("s", name="s", concurrency=4)
+    async def handle(payload: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(1.0)
+        running -= 1
+
+    async with bus:
+        await asyncio.sleep(0.1)
+        source.says(concurrency=1)
+        await bus.reload()
+        for n in range(40):
+            await bus.publish("s", n)
+        await asyncio.sleep(2.5)
+        assert most == 1
+        for limit in (2, 1, 2, 1, 2):  # faster than any handler ends
+            source.says(concurrency=limit)
+            await bus.reload()
+        await asyncio.sleep(5)
+        assert most == 2
+
+
+@in_virtual_time
+async def test_when_the_store_fails_nothing_of_a_configuration_is_applied(clock: VirtualClock) -> None:
+    source = Source()
+    scene = Scene(clock, source)
+    bind(scene.bus, "a", capacity=10)
+    bind(scene.bus, "b", capacity=10)
+    async with scene.bus as bus:
+        declare = bus._transport.declare
+
+        async def fails(spec: Any, /, *, consume: bool) -> Any:
+            if spec.name == "b" and spec.capacity != 10:
+                raise TransportError("no store today")
+            return await declare(spec, consume=consume)
+
+        bus._transport.declare = fails  # type: ignore[method-assign]
+        source.values = {"subscriptions": {name: {"capacity": 99, "timeout": 1.0} for name in ("a", "b")}}
+        with pytest.raises(TransportError, match="no store today"):
+            await bus.reload()
+        assert {name: state.spec.capacity for name, state in bus.queues().items()} == {"a": 10, "b": 10}
+        assert scene.worker("a").timeout_s == 30.0
 
 
 @in_virtual_time
@@ -407,7 +465,7 @@ def test_the_last_known_good_outlives_the_process(tmp_path: Path) -> None:
     source = Source()
     source.says(timeout=3.0)
     run_virtual(lambda clock: first(clock, source))
-    [saved] = (tmp_path / "state").iterdir()
+    [saved] = (tmp_path / "state").glob("configuration-*")
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
     source.error = OSError("gone")
@@ -428,7 +486,7 @@ def test_a_damaged_last_known_good_is_not_used(tmp_path: Path, damage: str) -> N
                 assert scene.concluded() == [("reload", "failed"), ("last_known_good", "failed")]
 
     run_virtual(lambda clock: run(clock, False))
-    [saved] = tmp_path.iterdir()
+    [saved] = tmp_path.glob("configuration-*")
     body = saved.read_bytes()
     saved.write_bytes(
         {
@@ -450,23 +508,25 @@ def test_buses_with_other_sources_keep_their_own(tmp_path: Path) -> None:
                 pass
 
     run_virtual(run)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("configuration-*"))) == 2
 
 
-def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-
-    async def run(clock: VirtualClock) -> None:
-        source = Source()
-        source.says(timeout=3.0)
-        scene = Scene(clock, source, state_dir=blocked / "state")
+def test_a_configuration_that_cannot_be_saved_holds_all_the_same(tmp_path: Path) -> None:
+    async def run(clock: VirtualClock, failures: dict[str, int]) -> None:
+        scene = Scene(clock, source, state_dir=tmp_path)
         bind(scene.bus)
         async with scene.bus as bus:
             assert scene.worker().timeout_s == 3.0
-            assert bus.observer_failures() == {"Configuration": 1}
+            assert bus.observer_failures() == failures
 
-    run_virtual(run)
+    source = Source()
+    source.says(timeout=3.0)
+    run_virtual(lambda clock: run(clock, {}))
+    [saved] = tmp_path.glob("configuration-*")
+    saved.unlink()
+    (saved / "in the way").mkdir(parents=True)
+    run_virtual(lambda clock: run(clock, {"Configuration": 1}))
+    assert [p.name for p in tmp_path.glob("configuration-*")] == [saved.name], "nothing half-written is left"
 
 
 # At a start that cannot work
@@ -613,8 +673,14 @@ async def test_many_failing_handlers_do_not_hammer_the_source(clock: VirtualCloc
     async with scene.bus as bus:
         for n in range(200):
             await bus.publish("s", n)
+        source.clock = clock
         await asyncio.sleep(60)
-        assert source.asked <= 60 / 5 + 2
+        gaps = [later - earlier for earlier, later in pairwise(source.asked_at)]
+        assert gaps
+        assert min(gaps) >= 5.0
+        assert {("reload", "failed"), ("reload", "refused")} == set(scene.concluded()) - {
+            ("last_known_good", "succeeded")
+        }
 
 
 @in_virtual_time

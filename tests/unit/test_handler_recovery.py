@@ -341,6 +341,42 @@ async def test_intake_is_tried_again_while_it_lasts(scene: Scene) -> None:
 
 
 @scenario
+async def test_intake_is_never_paused_for_longer_than_15_s(scene: Scene) -> None:
+    """Also while a backlog goes on failing, so that nothing says that it is well."""
+    bus = scene.bus
+
+    @bus.subscribe("t", name="s", kill_switch=QUIET, retry=Retry(max_attempts=1))
+    async def handle(payload: int) -> None:
+        await asyncio.sleep(0.1)
+        raise MemoryError
+
+    async with bus:
+        for n in range(1000):
+            await bus.publish("t", n)
+        await asyncio.sleep(60)
+        assert {15 <= f.after_s <= 16 for f in scene.seen.of(IntakeResumed)} == {True}
+        refused = [f for f in scene.seen.of(RecoveryConcluded) if f.outcome == "refused"]
+        assert len(refused) == len(scene.seen.of(IntakePaused)), "told once for each pause, not for each failure"
+
+
+@scenario
+async def test_what_running_less_cannot_help_sheds_nothing(scene: Scene) -> None:
+    """A stack is of one attempt; a bus that takes nothing has shed its load already."""
+    bus = scene.bus
+
+    @bus.subscribe("t", name="s", concurrency=8, kill_switch=QUIET, retry=Retry(max_attempts=1))
+    async def handle(payload: int) -> None:
+        raise RecursionError if payload % 2 else BusOverloaded("elsewhere")
+
+    async with bus:
+        for n in range(40):
+            await bus.publish("t", n)
+        await bus.drain()
+        assert len(scene.seen.of(DeliveryDeadLettered)) == 40
+        assert scene.seen.of(LoadShed) == []
+
+
+@scenario
 async def test_a_loop_that_turns_idle_regains_all_the_same(scene: Scene) -> None:
     """Every gauge is at rest again, also when nothing comes that could prove the healing."""
     bus = scene.bus
@@ -429,6 +465,7 @@ def test_what_no_codec_of_the_list_can_read_is_dead_lettered_with_its_raw_bytes(
         assert dead.report.category == ErrorCategory.SERIALIZATION_ERROR
         assert "not JSON" in dead.report.message
         assert "nor by msgpack" in dead.report.message
+        assert "nor by json" not in dead.report.message
         assert scene.told() == ["AttemptFailed", "DeliveryDeadLettered"]
 
     run_virtual(run)

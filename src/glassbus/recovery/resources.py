@@ -44,6 +44,10 @@ class Intake:
         self._changed()
         self._hub.state(IntakePaused(at=self._clock.wall(), reason=reason))
 
+    def waits_for(self, subscription: str) -> bool:
+        """Whether it is paused until `subscription` is well."""
+        return bool(self.paused) and subscription in self._failing
+
     def well(self, subscription: str) -> None:
         """Attempts of `subscription` succeed again."""
         self._failing.discard(subscription)
@@ -121,7 +125,7 @@ class LoadShedding:
         if found is Shed.AT_BOTTOM and self._recovery is not None:
             self._recovery.failed(error, delivery)
             self._recovery = None
-        if self._recovery is None:
+        if self._recovery is None and not self._intake.waits_for(self._name):
             self._begin(error)
         if found is Shed.HALVED:
             self._apply()
