@@ -89,6 +89,8 @@ class SqliteTransport:
         self.features = Features(durable=True, multi_process=True, level=level, ladder=True)
         self.address = f"sqlite:///{os.fspath(path)}"
         self._place = os.fspath(path)
+        #: Free disk space below which nothing new is accepted.
+        self.reserve_bytes = free_space_reserve_bytes
         self._clock = clock
         self._store = store or Store(path, durability, busy_timeout_s)
         self._member = Membership(lease_s=lease_s, boot=boot_id)
