@@ -121,8 +121,8 @@ class Escalations(Observer):
         self._storing = self._stale = self._store_failing = self._reading = False
         self._stored_at = self._read_at = 0.0
         self._progress = asyncio.Event()
-        #: What heals without a fact: the key, and whether it still fails. Asked about once a second.
-        self.watched: dict[str, Callable[[], bool]] = {"records/escalations": lambda: self._store_failing}
+        #: Says what keeps the journal from the disk: no fact says when that is over. Asked about once a second.
+        self.journal_trouble: Callable[[], str] = str
 
     def _lane(self, channel: Channel) -> Lane:
         bucket = Bucket(self.config.per_minute, self.config.burst)
@@ -212,9 +212,10 @@ class Escalations(Observer):
         now = self._clock.wall()
         with self._lock:
             changes = self._book.look(now) if len(self._book) else []
-            for key in {e.heals for e in self._book.open() if e.heals in self.watched}:
-                if not self.watched[key]():
-                    changes += self._book.healed(key, "it works again")
+            for key in {e.heals for e in self._book.open() if e.heals.startswith("records/")}:
+                own = key == "records/escalations"
+                if not (self._store_failing if own else self.journal_trouble()):
+                    changes += self._book.healed(key, "it can be written again")
         monotonic = self._clock.monotonic()
         if self._place is not None and monotonic - self._read_at >= _READ_EVERY_S and not self._reading:
             self._read_at, self._reading = monotonic, True
