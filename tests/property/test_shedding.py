@@ -48,6 +48,12 @@ def test_halved_down_to_one_and_then_it_does_not_help() -> None:
     assert found == [(Shed.HALVED, 4), (Shed.HALVED, 2), (Shed.HALVED, 1), (Shed.AT_BOTTOM, 1), (Shed.AT_BOTTOM, 1)]
 
 
+def test_the_last_slot_is_given_a_second_each_time_to_help() -> None:
+    load = Shedding(1)
+    found = [n for n in range(31) if load.exhausted(n / 10, n / 10) is Shed.AT_BOTTOM]
+    assert found == [10, 20, 30]
+
+
 def test_with_one_slot_low_priority_is_what_can_be_shed() -> None:
     load = Shedding(1)
     assert load.exhausted(0, 0) is Shed.HALVED

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-#: Seconds without exhaustion before a step back, and between two steps.
+#: Seconds without exhaustion before a step back, and between two steps; and how long the last slot is given to help.
 STEP_S = 1.0
 #: Without any attempt to tell, steps are taken after so many seconds all the same.
 IDLE_S = 10.0
@@ -54,14 +54,16 @@ class Shedding:
     def exhausted(self, started: float, now: float) -> Shed:
         """An attempt that began at `started` ran out of a resource.
 
-        One that began before the last shed says nothing about what that achieved.
+        One that began before the last shed says nothing about what that achieved; nor does, with one slot left,
+        one that began within a second of it.
         """
         self._exhausted_at = now
         self.proven = False
-        if started < self._shed_at:
+        at_bottom = self.limit == 1 and self.low_held
+        if started < self._shed_at + (STEP_S if at_bottom else 0.0):
             return Shed.NOTHING
         self._shed_at = now
-        if self.limit == 1 and self.low_held:
+        if at_bottom:
             return Shed.AT_BOTTOM
         self.limit = max(1, self.limit // 2)
         self.low_held = True

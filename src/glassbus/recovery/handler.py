@@ -27,6 +27,10 @@ _C = ErrorCategory
 _NOT_OF_LOAD = (RecursionError, BusOverloaded)
 
 
+#: A change of the timeout by less than this share of the own one is not told.
+_TOLD = 0.05
+
+
 class _Pace(NamedTuple):
     """How retries differ from what `Retry` says: whether an immediate one is made, and how much longer the delays are.
 
@@ -146,8 +150,9 @@ class HandlerRecovery:
         self._timeout.pass_to(self._clock.monotonic())
         before_s = self._timeout.in_force_s
         self._timeout.timed_out(had_s)
-        if self._timeout.in_force_s > before_s:
+        if self._longer_than(before_s):
             self._tell_timeout(before_s)
+        self._adapted(self._timeout.in_force_s)
 
     def slow(self, took_s: float) -> None:
         """An attempt succeeded that the own timeout would have ended."""
@@ -168,14 +173,17 @@ class HandlerRecovery:
         """Tell of a way back step by step, not at each beat."""
         in_force_s, told_s = self._timeout.in_force_s, self._told_s
         at_rest = in_force_s == self._timeout.own_s
-        if (at_rest and in_force_s != told_s) or in_force_s * self._timeout.factor <= told_s or in_force_s > told_s:
+        far_back = in_force_s * max(1.1, self._timeout.factor) <= told_s
+        if (at_rest and in_force_s != told_s) or far_back or self._longer_than(told_s):
             self._tell_timeout(told_s)
-        else:
-            self._adapted(in_force_s)
+        self._adapted(in_force_s)
+
+    def _longer_than(self, before_s: float) -> bool:
+        """By enough to be told of."""
+        return self._timeout.in_force_s > before_s + _TOLD * self._timeout.own_s
 
     def _tell_timeout(self, from_s: float) -> None:
         self._told_s = in_force_s = self._timeout.in_force_s
-        self._adapted(in_force_s)
         self._hub.state(TimeoutAdapted(at=self._clock.wall(), subscription=self._name, from_s=from_s, to_s=in_force_s))
 
     def stop(self) -> None:
