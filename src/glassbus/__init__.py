@@ -60,7 +60,9 @@ from glassbus.policy.timeouts import AdaptiveTimeout
 from glassbus.record.errorlog import ErrorLogger
 from glassbus.record.journal import JournalSettings
 from glassbus.record.logs import LoggingObserver
+from glassbus.recovery.channels import Alertmanager, Webhook
 from glassbus.recovery.connections import Connection
+from glassbus.recovery.escalation import Escalation, UnknownEscalation
 from glassbus.recovery.health import Health, HealthStatus
 
 
@@ -83,6 +85,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Account",
     "AdaptiveTimeout",
+    "Alertmanager",
     "AttemptsSpent",
     "Audit",
     "BreakerOpen",
@@ -104,6 +107,7 @@ __all__ = [
     "ErrorRecoveryManager",
     "ErrorReport",
     "ErrorSeverity",
+    "Escalation",
     "Fact",
     "GlassbusError",
     "HandlerAbandoned",
@@ -150,7 +154,9 @@ __all__ = [
     "SubscriptionExists",
     "TransportError",
     "UnknownDeadLetter",
+    "UnknownEscalation",
     "UnknownSubscription",
+    "Webhook",
     "WouldBlockLoop",
     "__version__",
 ]

@@ -205,6 +205,8 @@ class MessageBus:
         self.escalations.journal_trouble = lambda: self.journal.trouble
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
         self._starting: asyncio.Task[Any] | None = None
+        #: A command's bus: it takes over neither escalations nor what an emergency left, for it is soon gone.
+        self.looks_only = False
         self._growth = Growth(self.component_breakers, lambda allowed: let_grow(self._transport, allowed))
         self._random = random.Random(seed)  # noqa: S311 - chance for jitter, not for secrets
         self._sites = FailureSites(tuple(rules), _OUR_FILES, self._rule_failed)
@@ -445,8 +447,9 @@ class MessageBus:
         self._state = "starting"
         self._starting = asyncio.current_task()
         try:
-            await self.escalations.start()
-            self.emergency.prepare()
+            if not self.looks_only:
+                await self.escalations.start()
+                self.emergency.prepare()
             await self._transport.open(_Listener(self))
             await self.emergency.reconcile()
             await self._reconfiguration.recovery.start()
@@ -848,6 +851,11 @@ class MessageBus:
     def health(self) -> Health:
         """How the bus is now. Rates are of the last 5 minutes; what cannot be told is `unknown`."""
         return self._pulse.health(self._state)
+
+    @property
+    def health_status(self) -> str:
+        """What `health` said at the last look, about a second ago. Asks nothing."""
+        return self._pulse.status.value if self._state == "running" else "unknown"
 
     # What telemetry reads (see telemetry.source.Source)
 

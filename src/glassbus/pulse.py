@@ -97,7 +97,8 @@ class Pulse(Observer):
         self._around = around
         self._stalls = Stalls()
         self._looked_at_store = float("-inf")
-        self._status = HealthStatus.HEALTHY
+        #: At the last look.
+        self.status = HealthStatus.HEALTHY
         self._started_at: float | None = None
         self._window = SuccessWindow()
         self._unbalanced: frozenset[str] = frozenset()
@@ -150,7 +151,7 @@ class Pulse(Observer):
     def look_at_health(self, state: str) -> None:
         """State it when health has moved. On the loop."""
         health = self.health(state)
-        before, self._status = self._status, health.status
+        before, self.status = self.status, health.status
         if health.status is not before:
             self._hub.state(
                 HealthChanged(

@@ -3,7 +3,7 @@
 - `/metrics`: a Prometheus scrape, in OpenMetrics when the client asks for it.
 - `/healthz`: 200 while the process is alive and the loops of its buses turn, else 503: restart it.
 - `/readyz`: 200 while every bus takes messages, its store answers and it is not critical, else 503:
-  send it no work. A bus that is degraded is ready.
+  send it no work. A bus that is degraded is ready. The answer holds all that `Health.to_dict` tells.
 
 Meant for the inside of a network: there is no TLS and no authentication, and it listens on
 the loopback unless told otherwise. It asks nothing of the event loop, so it answers while that hangs.
@@ -270,7 +270,9 @@ def _healthz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:
         age_s = bus.loop_age_s() if bus.running else 0.0
         turns = age_s <= LOOP_AGE_MAX_S
         alive = alive and turns
-        told.append({"name": bus.name, "alive": turns, "loop_age_seconds": round(age_s, 3)})
+        # As of the loop's last look: asking anew could wait for a disk, and this must not.
+        seen = str(getattr(bus, "health_status", "unknown"))
+        told.append({"name": bus.name, "alive": turns, "loop_age_seconds": round(age_s, 3), "status": seen})
     return alive, {"status": "ok" if alive else "stuck", "buses": told}
 
 
@@ -281,6 +283,6 @@ def _readyz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:
         health = bus.health()
         able = bool(bus.running and health.ready and health.status != "critical" and bus.loop_age_s() <= LOOP_AGE_MAX_S)
         ready = ready and able
-        checks = {c.name: {"status": str(c.status), "detail": c.detail} for c in getattr(health, "checks", ())}
-        told.append({"name": bus.name, "ready": able, "status": str(health.status), "checks": checks})
+        in_full: Callable[[], dict[str, Any]] = getattr(health, "to_dict", dict)
+        told.append({**in_full(), "name": bus.name, "ready": able, "status": str(health.status)})
     return ready, {"status": "ready" if ready else "not ready", "buses": told}

@@ -25,7 +25,13 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("health", "glassbus.cli.store", "how a store is: queues, holds, dead letters, consumers, ledger"),
     ("audit", "glassbus.cli.store", "recount a store and prove that its ledger balances"),
     ("faults", "glassbus.cli.faults", "what can be made to go wrong, and the demo with it: list, run"),
+    (
+        "errors",
+        "glassbus.cli.errors",
+        "what failed, how often, and is it more than usual: list, show, stats, trends, report",
+    ),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
+    ("escalations", "glassbus.cli.escalations", "what somebody must know of: list, acknowledge, resolve"),
 )
 
 _INTERRUPTED = 130

@@ -6,9 +6,11 @@ import argparse
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -28,6 +30,8 @@ EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 URL_VARIABLE = "GLASSBUS_URL"
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class CommandError(GlassbusError):
@@ -76,6 +80,7 @@ async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterat
     # What the commands do they print themselves; the log would say it twice.
     logging.getLogger("glassbus").addHandler(logging.NullHandler())
     bus = MessageBus(url, telemetry=False, publish_timeout=publish_timeout)
+    bus.looks_only = True
     await bus.start()
     try:
         yield bus
@@ -113,6 +118,28 @@ def number(low: float, high: float, *, above: bool = False) -> Callable[[str], f
         return value
 
     return read
+
+
+def whole(text: str) -> int:
+    """A type for argparse: how many."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100,000")
+    return int(text)
+
+
+def when(text: str) -> float:
+    """A type for argparse: wall seconds from `10m` (ago), ISO 8601 (local unless it has an offset) or Unix seconds."""
+    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if ago:
+        return time.time() - float(ago[1]) * _UNITS[ago[2]]
+    if re.fullmatch(r"\d{9,11}(?:\.\d+)?", text):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no time: write 2026-01-31T12:00, or 10m for 10 minutes ago"
+        ) from None
 
 
 # Writing

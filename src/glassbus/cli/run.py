@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 _NOTES = """\
 MODULE is imported with the current folder on its path, and ATTRIBUTE is a MessageBus that is not started, such as
 `glassbus run shop.service:bus`. The first SIGINT or SIGTERM ends it: nothing more is taken in, running handlers
-finish within the deadline, the rest is given back. A second one does not wait for them.
+finish within the deadline, the rest is given back. A second one does not wait for them. SIGQUIT is an emergency
+stop: what is held is written down in the state directory, and all is over within 10 seconds.
 
 /metrics, /healthz and /readyz are served at $GLASSBUS_HTTP (default 127.0.0.1:9464). With OTEL_EXPORTER_OTLP_ENDPOINT
 set, traces are exported there, unless the program has set a tracer provider of its own.
@@ -124,13 +126,14 @@ async def _serve(bus: MessageBus, deadline_s: float) -> int:
     server, _ = serve_somewhere(bus, "")
     with stop_signals(signalled), server:
         await bus.start()
+        bus.emergency_on_signals(signal.SIGQUIT)
         print(f"running {bus!r}; metrics at {server.url}/metrics", file=sys.stderr, flush=True)
         waiting = [asyncio.create_task(asked.wait()), asyncio.create_task(_ended(bus))]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in waiting:
             task.cancel()
         if not asked.is_set():
-            await bus.stop(deadline_s)
+            await (bus.emergency.stop("") if bus.emergency.began else bus.stop(deadline_s))
             health = bus.health()
             raise CommandError(f"the bus stopped by itself: {health.checks[0].detail}")
         return await _stop(bus, deadline_s, hurried)
