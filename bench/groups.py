@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import bus, durable, failing, peers, startup
+from bench import blocking, bus, durable, failing, peers, startup
 from bench.rows import Group, Row
 
 GROUPS = (
@@ -37,6 +37,14 @@ GROUPS = (
         failing.FLOOR.name,
         (failing.FLOOR, *bus.ERRORS, *failing.PEERS),
         ("p99", "mean by difference", "CPU by difference"),
+    ),
+    Group(
+        "blocking",
+        "One error handed to ProductionMessageBus",
+        "us p50",
+        failing.FLOOR.name,
+        (failing.FLOOR, *blocking.ROWS),
+        ("p99", "max"),
     ),
     Group(
         "durable",

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from bench.blocking import RUNNING
 from bench.harness import Result
 
 
@@ -84,6 +85,8 @@ TARGETS = (
     Target("telemetry on, publish, against the raw queue", 0.15, "x", True, _ratio("memory", TELEMETRY_ON)),
     Target("failed attempt handled and traced, p50", 25, " us", False, _values("errors", TELEMETRY_ON)),
     Target("failed attempt handled and traced, p99", 1000, " us", False, _values("errors", TELEMETRY_ON, "p99")),
+    Target("error handed to the blocking face, p50", 100, " us", False, _values("blocking", RUNNING)),
+    Target("error handed to the blocking face, p99", 10_000, " us", False, _values("blocking", RUNNING, "p99")),
     Target("telemetry's share of CPU, 100 us handler", 1.05, "x", False, _ratio("overhead", TELEMETRY_ON, BARE)),
     Target(
         "durable full cycle, 256 publishers, against fsync", 8, "x", True, _ratio("durable", "glassbus, 256 publishers")

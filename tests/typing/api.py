@@ -18,10 +18,12 @@ from glassbus import (
     AdaptiveTimeout,
     Audit,
     BreakerState,
+    CircuitBreaker,
     DeadLetter,
     Delivery,
     Drained,
     ErrorCategory,
+    ErrorRecoveryManager,
     ErrorReport,
     ErrorSeverity,
     Fact,
@@ -35,6 +37,7 @@ from glassbus import (
     Outgoing,
     Overflow,
     Priority,
+    ProductionMessageBus,
     Propagator,
     PublishRejected,
     PublishUncertain,
@@ -167,3 +170,41 @@ async def looking() -> None:
 
 async def untyped(message: Message) -> None:
     assert_type(message, Message[Any])
+
+
+# The blocking face
+
+
+blocking = ProductionMessageBus({"url": "memory://", "max_retries": 2})
+
+
+def from_threads() -> None:
+    with blocking as entered:
+        assert_type(entered, ProductionMessageBus)
+        assert_type(blocking.subscribe("orders.*", charge, timeout=2.0), str)
+        assert_type(blocking.publish("orders.created", {"order_id": 17}, key="k"), Receipt)
+        assert_type(blocking.publish_many([("a", 1)]), list[Receipt])
+        assert_type(blocking.drain(timeout=5), Drained)
+        assert_type(blocking.dead_letters.list(limit=10, subscription="refunds"), list[DeadLetter])
+        assert_type(blocking.breakers["refunds"].state, BreakerState)
+        assert_type(blocking.health(), Health)
+        assert_type(blocking.get_health_status(), dict[str, Any])
+        assert_type(blocking.core, MessageBus)
+    assert_type(blocking.stop(5), bool)
+
+
+@blocking.subscribe("raw", name="raw-2")
+def plain(message: Message[Order]) -> int:
+    return message.payload.order_id
+
+
+untouched: Callable[[Message[Order]], int] = plain
+
+
+def recovering(report: ErrorReport) -> None:
+    manager = ErrorRecoveryManager({"retry_configs": {"timeout_error": {"max_retries": 1}}})
+    assert_type(manager.attempt_recovery(report, {"message": "m"}), bool)
+    breaker = manager.circuit_breakers[ErrorCategory.TIMEOUT_ERROR]
+    assert_type(breaker, CircuitBreaker)
+    assert_type(CircuitBreaker(failure_threshold=5, recovery_timeout=60.0).call(float, "7"), float)
+    assert_type(breaker.last_failure_time, float | None)

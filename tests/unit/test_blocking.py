@@ -46,6 +46,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     yield build
     for bus in made:
         assert bus.stop(5.0)
+        bus.recovery_manager.close()
 
 
 def on_threads(count: int, work: Callable[[int], None]) -> None:
@@ -405,6 +406,29 @@ def test_an_exit_in_what_runs_on_the_loop_does_not_end_the_loop(make: Make) -> N
     with pytest.raises(SystemExit):
         bus._loop.call(exits)
     assert bus.publish("a").subscriptions == ()
+
+
+def test_what_is_posted_runs_in_order_and_one_that_raises_ends_nothing(make: Make) -> None:
+    bus, ran, told = make(), [], []
+    bus.start()
+
+    async def listen() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    bus._loop.call(listen)
+    error = SystemExit()
+
+    def raises() -> None:
+        raise error
+
+    for number in range(100):
+        bus._loop.post(ran.append, number)
+        bus._loop.post(raises)
+    bus._loop.post(lambda: None)
+    done = threading.Event()
+    bus._loop.post(done.set)
+    assert done.wait(30)
+    assert (ran, told) == (list(range(100)), [error] * 100)
 
 
 def test_too_much_that_waits_for_a_hanging_loop_is_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

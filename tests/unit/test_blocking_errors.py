@@ -60,6 +60,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     yield build
     for bus in made:
         assert bus.stop(5.0)
+        bus.recovery_manager.close()
 
 
 def logged(bus: ProductionMessageBus) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
 from contextvars import copy_context
@@ -17,8 +18,9 @@ from glassbus.errors import GlassbusError, WouldBlockLoop
 
 Result = TypeVar("Result")
 
-#: At most so many callbacks wait for the loop, so that one that hangs costs no memory without bound.
+#: At most so many calls wait for the loop, so that one that hangs costs no memory without bound.
 POSTED_MAX = 10_000
+_BATCH = 32
 
 
 class LoopThread:
@@ -35,7 +37,8 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._waiting: set[Future[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._posted = 0
+        self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._called = False
         self._forked = False
         self.dropped = 0
         _threads.add(self)
@@ -112,20 +115,31 @@ class LoopThread:
 
     def post(self, function: Callable[..., object], *args: Any) -> bool:
         """Have the loop call `function` soon, without waiting. False when it does not run, or too much waits for it."""
-
-        def run() -> None:
-            self._posted -= 1
-            function(*args)
-
         with self._lock:
             if self._loop is None or self._forked:
                 return False
-            if self._posted >= POSTED_MAX:
+            if len(self._posted) >= POSTED_MAX:
                 self.dropped += 1
                 return False
-            self._posted += 1
-            self._loop.call_soon_threadsafe(run)
+            self._posted.append((function, args))
+            if not self._called:  # waking the loop is the costly part: once for all that waits
+                self._called = True
+                self._loop.call_soon_threadsafe(self._work, self._loop)
             return True
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Make the calls that wait, some at a time. On the loop."""
+        for _ in range(_BATCH):
+            with self._lock:
+                if not self._posted:
+                    self._called = False
+                    return
+                function, args = self._posted.popleft()
+            try:
+                function(*args)
+            except BaseException as error:  # noqa: BLE001 - one that raises must not end the others, nor the loop
+                loop.call_exception_handler({"message": "a call posted to the bus's loop raised", "exception": error})
+        loop.call_soon(self._work, loop)
 
     def close(self, within_s: float = 5.0) -> None:
         """End the loop and its thread; who still waits gets a GlassbusError. Idempotent."""
@@ -147,7 +161,9 @@ class LoopThread:
             except BaseException:
                 loop.close()
                 raise
-            self._loop, self._thread, self._posted = loop, thread, 0
+            self._loop, self._thread = loop, thread
+            self._posted.clear()
+            self._called = False
         return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:

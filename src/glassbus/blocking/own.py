@@ -20,18 +20,21 @@ class Connections:
 
     def knows(self, connection_id: Any) -> bool:
         """Whether there is anything here that could connect it."""
-        return connection_id == self._core.address or self._connect(connection_id) is not None
+        return self._is_ours(connection_id) or self._connect(connection_id) is not None
 
     def reconnect(self, connection_id: Any) -> bool:
         """Whether it is connected now: its `reconnect` or `connect` was called, raised nothing and did not say False.
 
         The bus's own connection, by its address, mends itself: the answer is whether its store answers.
         """
-        if connection_id == self._core.address:
+        if self._is_ours(connection_id):
             return self._core.health().ready
         connect = self._connect(connection_id)
         answer = connect() if connect is not None else False
         return not dropped(answer) and (answer is None or bool(answer))
+
+    def _is_ours(self, connection_id: Any) -> bool:
+        return self._core.running and type(connection_id) is str and connection_id == self._core.address
 
     def _connect(self, connection_id: Any) -> Callable[[], Any] | None:
         try:
