@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
-from glassbus.telemetry.failures import Failure
+from glassbus.record.failures import Failure
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import SpanData
 from glassbus.telemetry.propagation import Hint, Lineage, Place, parse

@@ -13,8 +13,8 @@ from glassbus.classification import CLASSIFICATIONS
 from glassbus.errors import ErrorCategory, ErrorSeverity
 from glassbus.facts import FactType
 from glassbus.policy.breaker import LEGAL, BreakerState
+from glassbus.record.failures import COMPONENTS
 from glassbus.record.tally import AGE_BOUNDS, DURATION_BOUNDS
-from glassbus.telemetry.failures import COMPONENTS
 
 PREFIX = "glassbus_"
 
@@ -32,7 +32,7 @@ RETRY_ACTIONS = ("immediate_retry", "delayed_retry")
 #: What is done for a component, and what a program's own managers are asked to do (none: there was nothing to do).
 COMPONENT_ACTIONS = (
     "reconnect", "failover", "refresh_credentials", "expand", "backpressure", "shed", "pause_intake", "reload",
-    "last_known_good", "pause_subscription", "increase_timeout", "fallback_codec", "dead_letter", "none",
+    "last_known_good", "pause_subscription", "increase_timeout", "fallback_codec", "dead_letter", "custom", "none",
 )  # fmt: skip
 ACTIONS = (*RETRY_ACTIONS, *COMPONENT_ACTIONS)
 #: (category, severity) that the built-in rules can yield: at 0 from the start.
@@ -123,7 +123,7 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "Errors: each failed attempt, and each failure of the bus's own parts.",
         {"component": COMPONENTS, "category": CATEGORIES, "severity": SEVERITIES, "destination": ANY},
-        "telemetry.failures.failure_of",
+        "record.failures.failure_of",
     ),
     Metric(
         "error_handling_seconds",
@@ -207,9 +207,7 @@ METRICS: tuple[Metric, ...] = (
         {**_SUB, "state": QUEUE_STATES},
         "Source.ledger",
     ),
-    Metric(
-        "queue_capacity_messages", "gauge", "Most deliveries that may be pending.", _SUB, "QueueState.capacity"
-    ),
+    Metric("queue_capacity_messages", "gauge", "Most deliveries that may be pending.", _SUB, "QueueState.capacity"),
     Metric(
         "queue_oldest_message_age_seconds",
         "gauge",

@@ -11,9 +11,9 @@ from bisect import bisect_left
 from typing import assert_never
 
 from glassbus import facts as f
+from glassbus.record.failures import Failure
 from glassbus.record.tally import Buckets
 from glassbus.telemetry.catalogue import BY_NAME, PROJECTIONS
-from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import LabelCap
 
 #: Label values in the order that the catalogue declares them, without `bus`.

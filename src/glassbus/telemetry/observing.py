@@ -20,8 +20,8 @@ from glassbus.facts import (
 )
 from glassbus.observer import ALL_FACTS
 from glassbus.policy.retry import Retry
+from glassbus.record.failures import failure_of
 from glassbus.telemetry.counts import Counts
-from glassbus.telemetry.failures import failure_of
 from glassbus.telemetry.propagation import Lineage, Place
 from glassbus.telemetry.records import FailureRecords
 from glassbus.telemetry.source import Source

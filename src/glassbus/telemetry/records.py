@@ -15,7 +15,7 @@ from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_l
 from opentelemetry.context import Context
 
 from glassbus import facts as f
-from glassbus.telemetry.failures import Failure, of_report
+from glassbus.record.failures import Failure, of_report
 from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.outlet import SCHEMA_URL, SCOPE, context_of
 from glassbus.telemetry.propagation import Place

@@ -17,7 +17,7 @@ from glassbus.errors import redact
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
 from glassbus.policy.retry import Retry
-from glassbus.telemetry.failures import Failure
+from glassbus.record.failures import Failure
 from glassbus.telemetry.outlet import Attributes, SpanData
 from glassbus.telemetry.propagation import Place, Trail, new_span_id
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from glassbus import facts as f
 from glassbus.facts import Fact
-from glassbus.telemetry.failures import Failure
+from glassbus.record.failures import Failure
 from glassbus.telemetry.outlet import SpanData
 from glassbus.telemetry.propagation import Lineage, Place, random_bits
 from glassbus.telemetry.spans import SpanWriter, ns

@@ -17,8 +17,8 @@ from opentelemetry.trace import SpanContext, TracerProvider, get_current_span
 from glassbus import facts as f
 from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE
+from glassbus.record.failures import Failure
 from glassbus.telemetry.attempts import AttemptSpans
-from glassbus.telemetry.failures import Failure
 from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.live import Bare, LiveAttempts
