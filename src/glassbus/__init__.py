@@ -46,6 +46,7 @@ from glassbus.errors import (
     SubscriptionExists,
     TransportError,
     UnknownDeadLetter,
+    UnknownEscalation,
     UnknownSubscription,
     WouldBlockLoop,
 )
@@ -62,7 +63,7 @@ from glassbus.record.journal import JournalSettings
 from glassbus.record.logs import LoggingObserver
 from glassbus.recovery.channels import Alertmanager, Webhook
 from glassbus.recovery.connections import Connection
-from glassbus.recovery.escalation import Escalation, UnknownEscalation
+from glassbus.recovery.escalation import Escalation
 from glassbus.recovery.health import Health, HealthStatus
 
 

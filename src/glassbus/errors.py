@@ -33,6 +33,7 @@ GlassbusError
 │   ├── AttemptsSpent             a lowered `max_attempts` allows no further attempt
 │   └── PayloadUndecodable        the stored bytes do not fit the handler's type
 ├── UnknownDeadLetter             no dead letter of that id
+├── UnknownEscalation             no escalation of that fingerprint is open
 ├── WouldBlockLoop                a blocking call in a thread whose event loop it would stop; also a RuntimeError
 └── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
 """
@@ -231,6 +232,10 @@ class UnknownDeadLetter(GlassbusError, LookupError):
 
 class WouldBlockLoop(GlassbusError, RuntimeError):
     """A blocking call was made in a thread that runs an event loop, which would stand still; nothing was done."""
+
+
+class UnknownEscalation(GlassbusError, LookupError):
+    """No escalation of this fingerprint is open here."""
 
 
 class BreakerOpen(GlassbusError, RuntimeError):

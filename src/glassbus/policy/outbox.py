@@ -83,6 +83,7 @@ class Outbox:
             if self._bucket.take(now):
                 batch.append(change)
                 self._forget(fingerprint)
+                self._heard.add(fingerprint)  # it may hear of it even if that fails: then it must hear of the end too
             elif fingerprint not in self._limited:
                 self._limited.add(fingerprint)
                 held.append(change)
@@ -94,8 +95,6 @@ class Outbox:
         for change in batch:
             if change.event == "resolved":
                 self._heard.discard(change.escalation.fingerprint)
-            else:
-                self._heard.add(change.escalation.fingerprint)
 
     def failed(self, batch: Iterable[Change], now: float) -> None:
         """`batch` was not taken, or has not said so: it is tried again, unless something newer is to be told."""
@@ -103,7 +102,6 @@ class Outbox:
         self._failures += 1
         for change in batch:
             fingerprint = change.escalation.fingerprint
-            self._heard.add(fingerprint)  # it may have: then it must hear of the end too
             newer = self._waiting.get(fingerprint)
             if newer is None or newer.event == "still_open":
                 self._waiting[fingerprint] = change

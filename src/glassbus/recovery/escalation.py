@@ -17,7 +17,15 @@ import msgspec
 
 from glassbus.clock import Clock
 from glassbus.config import Settings
-from glassbus.errors import ConfigurationError, ErrorReport, ErrorSeverity, safe_text, shown, type_name
+from glassbus.errors import (
+    ConfigurationError,
+    ErrorReport,
+    ErrorSeverity,
+    UnknownEscalation,
+    safe_text,
+    shown,
+    type_name,
+)
 from glassbus.facts import (
     EscalationAcknowledged,
     EscalationOpened,
@@ -87,10 +95,6 @@ _PARTS: dict[str, Callable[[object], bool]] = {
     "refresh_s": lambda value: type(value) in (int, float),
     "send": callable,
 }
-
-
-class UnknownEscalation(ConfigurationError, LookupError):
-    """No escalation of this fingerprint is open."""
 
 
 class Escalations(Observer):
