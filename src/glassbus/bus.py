@@ -64,7 +64,7 @@ from glassbus.recovery.credentials import CredentialsSource, check_source
 from glassbus.recovery.emergency import DEADLINE_S, Emergency
 from glassbus.recovery.endpoint import EndpointSupervisor
 from glassbus.recovery.escalation import Escalation, Escalations
-from glassbus.recovery.guard import ComponentBreaker, ComponentBreakers
+from glassbus.recovery.guard import BreakerView, ComponentBreaker, ComponentBreakers
 from glassbus.recovery.handler import Shared
 from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
@@ -201,6 +201,8 @@ class MessageBus:
         )
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
+        #: Breakers of a program's own, to be shown with the others.
+        self.further_breakers: Callable[[], Sequence[BreakerView]] = tuple
         self.escalations = Escalations(escalation or Escalation(), self.settings, self.hub, self.clock)
         self.escalations.journal_trouble = lambda: self.journal.trouble
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
@@ -871,11 +873,11 @@ class MessageBus:
         """The subscriptions that this process runs, as they are now."""
         return list(self._workers.values())
 
-    def breaker_views(self) -> list[Gate | ComponentBreaker | EndpointBreaker]:
+    def breaker_views(self) -> list[Gate | ComponentBreaker | EndpointBreaker | BreakerView]:
         """Their breakers and those of recovering components, as they are now."""
         endpoints = self._endpoint.breaker_views() if self._endpoint is not None else []
         gates = (worker.gate for worker in list(self._workers.values()))
-        return [*gates, *self.component_breakers.views(), *endpoints]
+        return [*gates, *self.component_breakers.views(), *endpoints, *self.further_breakers()]
 
     def connections(self) -> list[Connection]:
         """Each endpoint of a broker as it is now; none where the store is embedded."""

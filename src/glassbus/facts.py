@@ -565,7 +565,7 @@ class ManifestQuarantined(_Fact, frozen=True, kw_only=True):
 
 
 class ErrorReported(_Fact, frozen=True, kw_only=True):
-    """A program gave the bus an error of its own to handle (`ProductionMessageBus`); what was tried is in the report."""
+    """A program gave the bus an error of its own to handle (`ProductionMessageBus`); the report says what was tried."""
 
     report: ErrorReport
 

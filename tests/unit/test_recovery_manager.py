@@ -14,6 +14,7 @@ import pytest
 from glassbus.blocking import ErrorRecoveryManager, timer
 from glassbus.errors import ConfigurationError, ErrorCategory, ErrorReport, ErrorSeverity
 from glassbus.facts import BreakerStateChanged, Fact, RecoveryConcluded, RecoveryStarted
+from glassbus.telemetry import catalogue
 
 C = ErrorCategory
 
@@ -378,7 +379,7 @@ async def coroutine(*_: Any) -> bool:
 @pytest.mark.parametrize(
     ("answer", "truth"),
     [(True, True), (False, False), (None, False), (1, True), ("yes", True), ("", False), (Touchy(), False)],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_the_answer_of_a_strategy_is_a_plain_truth(answer: Any, truth: bool) -> None:
     recovers = ErrorRecoveryManager({})
@@ -527,6 +528,23 @@ def test_a_scheduled_retry_is_concluded_when_it_ends() -> None:
     assert (told[1].action, told[1].outcome) == ("delayed_retry", "succeeded")
 
 
+def test_every_action_it_tells_is_declared() -> None:
+    told: list[Fact] = []
+    recovers = ErrorRecoveryManager({"circuit_breaker": {"failure_threshold": 100}}, state=told.append)
+    for category, managers, about, _ in CASES:
+        for answer in (True, False):
+            for retry_count in (0, 9):
+                context, _ = managed({n: dict.fromkeys(a, answer) for n, a in managers.items()}, about)
+                recovers.attempt_recovery(report(category, retry_count), context)
+                recovers.attempt_recovery(report(category, retry_count), {"message": "m", **context})
+    recovers.recovery_strategies[C.TIMEOUT_ERROR] = lambda *_: True
+    recovers.attempt_recovery(report(C.TIMEOUT_ERROR), {})
+    recovers.close()
+    actions = {fact.action for fact in told if isinstance(fact, RecoveryStarted | RecoveryConcluded)}
+    assert actions <= set(catalogue.ACTIONS)
+    assert len(actions) > 8
+
+
 # The timer
 
 
@@ -534,7 +552,11 @@ def test_a_job_that_hangs_does_not_hold_up_the_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(timer, "HANGING_AFTER_S", 0.05)
     late = timer.Timer("test")
     leave, done = threading.Event(), threading.Event()
-    assert late.schedule(0.0, lambda: print(end="" * leave.wait(30)))
+
+    def hang() -> None:
+        leave.wait(30)
+
+    assert late.schedule(0.0, hang)
     assert late.schedule(0.0, done.set)
     assert done.wait(30)
     leave.set()

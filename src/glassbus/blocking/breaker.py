@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -26,8 +27,13 @@ class CircuitBreaker:
 
     Any thread may call. The breaker is never locked while a call runs, so calls run side by side
     and a hanging one holds up nobody. A probe that has not ended after a minute no longer keeps another from
-    probing. Raises ConfigurationError for a threshold below 1 or a timeout below 0.
+    probing. `succeeded_count`, `failed_count` and `refused` count calls.
+
+    Raises ConfigurationError for a threshold below 1 or a timeout below 0.
     """
+
+    kind = "component"
+    subscription = ""
 
     def __init__(
         self,
@@ -52,6 +58,8 @@ class CircuitBreaker:
         self._rule: ConsecutiveFailures[str] = ConsecutiveFailures(failure_threshold)
         self._breaker: Breaker[str] = Breaker(self._rule, open_for_s=self.recovery_timeout)
         self._last_failure_time: float | None = None
+        self._counting = threading.Lock()
+        self.succeeded_count = self.failed_count = self.refused = 0
 
     def __repr__(self) -> str:
         return f"<CircuitBreaker {self.name!r} {self.state.value}, {self.failure_count} failures in a row>"
@@ -118,16 +126,22 @@ class CircuitBreaker:
         self._tick()
         permit = self._breaker.admit(self._clock.monotonic())
         if permit is None:
+            with self._counting:
+                self.refused += 1
             raise BreakerOpen(f"{self.name} is {self._breaker.state.value}: the call was refused and not made")
         return permit
 
     def _succeeded(self, permit: int) -> None:
+        with self._counting:
+            self.succeeded_count += 1
         self._moved(self._breaker.succeeded(None, self._clock.monotonic(), permit))
 
     def _failed(self, permit: int, error: BaseException) -> None:
         if issubclass(type(error), _CONTROL_FLOW):
             self._breaker.release(permit)
             return
+        with self._counting:
+            self.failed_count += 1
         self._last_failure_time = self._clock.wall()
         self._moved(self._breaker.failed(None, type_name(type(error)), self._clock.monotonic(), permit))
 

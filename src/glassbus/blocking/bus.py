@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
+from msgspec.structs import replace
+
 from glassbus.blocking.feed import ErrorFeed
 from glassbus.blocking.handling import Handling
 from glassbus.blocking.loop import LoopThread
@@ -69,11 +71,11 @@ class ProductionMessageBus(Handling):
         super().__init__(FailureSites(self._settings.rules, frozenset({__file__}), self._rule_failed))
         self.error_logger = ErrorLogger(**self._settings.log)
         self._feed = ErrorFeed(self.error_logger)
+        self.recovery_manager = ErrorRecoveryManager(self.config, state=self._state)
         self._make_core()
         self._loop = LoopThread(self._core.name)
         # The loop of a bus that nobody holds ends; at the end of the program it is still needed, to stop the bus.
         weakref.finalize(self, self._loop.close, 0.0).atexit = False
-        self.recovery_manager = ErrorRecoveryManager(self.config, state=self._state)
         self.connections: dict[Any, Any] = {}
         self.subscribers: dict[str, list[Callable[..., Any]]] = {}
         self._subscribed: list[tuple[str, Callable[..., Any], dict[str, Any]]] = []
@@ -99,6 +101,7 @@ class ProductionMessageBus(Handling):
     def _make_core(self) -> None:
         self._core = MessageBus(**self._settings.bus)
         self._core.observe(self._feed)
+        self._core.further_breakers = self.recovery_manager.breaker_views
 
     def __repr__(self) -> str:
         return f"Production{self._core!r}"
@@ -341,37 +344,33 @@ class ProductionMessageBus(Handling):
         share of handled messages over the last 5 minutes says, errors that were handed to the bus included. Before the
         first start that share alone decides. `ready` says whether it takes messages.
         """
-        health = self._core.health()
+        # The statistics of the error log, which has both the bus's failures and those that were handed to it.
+        health = replace(self._core.health(), ask_statistics=self.error_logger.get_error_statistics)
         metrics = self.metrics
         processed, failed = metrics["messages_processed"], metrics["messages_failed"]
         rate = self._sample(processed, failed)
         return {
-            "status": str(self._status(health, rate)),
-            "ready": health.ready,
+            **health.to_dict(),
+            "status": self._status(health, rate).value,
             "running": self.running,
-            "uptime_seconds": health.uptime_seconds,
             "messages_processed": processed,
             "messages_failed": failed,
             "success_rate": rate,
             "errors_recovered": metrics["errors_recovered"],
-            "active_connections": len(self.connections) + health.ready,
+            "active_connections": health.active_connections + len(self.connections),
             "active_queues": len(self.queues),
-            "error_statistics": self.error_logger.get_error_statistics(),
-            "circuit_breaker_status": self._breaker_status(),
-            "checks": {check.name: f"{check.status}: {check.detail}" for check in health.checks},
+            "circuit_breaker_status": {**health.circuit_breaker_status, **self._recovery_breakers()},
         }
+
+    def _recovery_breakers(self) -> dict[str, str]:
+        """By their category, as users know them."""
+        breakers = list(self.recovery_manager.circuit_breakers.items())
+        return {str(category): str(getattr(breaker, "state", "unknown")) for category, breaker in breakers}
 
     def _status(self, health: Health, rate: float) -> HealthStatus:
         if not (self._core.running or self._core.stopped):
             return by_rate(rate)
         return max(health.status, by_rate(rate), key=_WORSE.index)
-
-    def _breaker_status(self) -> dict[str, str]:
-        recovering = {
-            str(category): str(getattr(breaker, "state", "unknown"))
-            for category, breaker in list(self.recovery_manager.circuit_breakers.items())
-        }
-        return {**{view.name: view.state for view in self._core.breaker_views()}, **recovering}
 
     def _sample(self, processed: int, failed: int) -> float:
         """The share of messages handled lately."""

@@ -111,6 +111,10 @@ class ErrorRecoveryManager:
             self._conclude(attempt, outcome, started)
         return outcome.ok
 
+    def breaker_views(self) -> list[CircuitBreaker]:
+        """Its breakers as a bus shows them; what a program put in their place is its own to show."""
+        return [one for one in list(self.circuit_breakers.values()) if isinstance(one, CircuitBreaker)]
+
     def close(self, deadline_s: float = 5.0) -> bool:
         """Run at once what was to be tried later, and take no more of it. Whether all ended in time."""
         return self._timer.close(deadline_s)
@@ -250,7 +254,7 @@ class ErrorRecoveryManager:
             )
 
     def _action(self, attempt: Attempt) -> str:
-        return _FIRST_ACTIONS.get(attempt.category, "retry")
+        return _FIRST_ACTIONS[attempt.category]
 
     def _begin(self, attempt: Attempt) -> None:
         if self._state is not None:
@@ -285,7 +289,7 @@ class ErrorRecoveryManager:
 
 _FIRST_ACTIONS: dict[ErrorCategory, str] = {
     _C.CONNECTION_ERROR: "reconnect",
-    _C.MESSAGE_PROCESSING_ERROR: "retry",
+    _C.MESSAGE_PROCESSING_ERROR: "immediate_retry",
     _C.SERIALIZATION_ERROR: "fallback_codec",
     _C.QUEUE_OVERFLOW: "backpressure",
     _C.TIMEOUT_ERROR: "increase_timeout",

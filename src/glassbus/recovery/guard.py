@@ -7,7 +7,7 @@ nothing is locked while the recovery runs. Any thread may make them.
 from __future__ import annotations
 
 import threading
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -20,6 +20,25 @@ from glassbus.policy.breaker import Breaker, BreakerState, ConsecutiveFailures, 
 #: The components whose recoveries are facts of their own (a handler's are facts of its delivery).
 Component = Literal["endpoint", "queue", "resources", "configuration"]
 _ERROR_CAP = 300
+
+
+class BreakerView(Protocol):
+    """A breaker that somebody else keeps and the bus shows. The three counts only grow."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def subscription(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def succeeded_count(self) -> int: ...
+    @property
+    def failed_count(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
 
 
 class Permit(msgspec.Struct, frozen=True):
