@@ -379,7 +379,10 @@ class EndpointSupervisor:
             waiting.cancel()
 
     async def _outcome(self, within_s: float) -> None:
-        """Wait for a connection. Raises why there is none: once that is final, or `within_s` and the last try are over."""
+        """Wait for a connection.
+
+        Raises why there is none, once that is final, or once `within_s` and the try then under way are over.
+        """
         until = self._monotonic() + within_s
         while self._set.link is not Link.UP:
             final = self._hopeless or (self._set.link is Link.REFUSED and not self._reset_wanted)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
+import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable
@@ -107,6 +109,13 @@ class Link:
         with contextlib.suppress(nats_errors.Error, OSError, TimeoutError):  # it is to be gone, and it is
             async with asyncio.timeout(1.0):
                 await self._client.close()
+        # A client that is refused while it connects may leave its socket open, or close it in a task of its own.
+        socket = getattr(self._client, "_transport", None)
+        if socket is not None:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    socket.close()
+                    await socket.wait_closed()
 
     def fail(self, error: EndpointUnreachable | EndpointRefused) -> None:
         """Take the connection for lost because of what was seen on it."""
@@ -118,7 +127,9 @@ class Link:
         self._last_error = error
         text = safe_text(error)
         if _PERMISSION.search(text):
+            # What we sent was dropped, and there is no answer to wait for.
             self._denied = redact(text)
+            self.fail(EndpointRefused(f"{self.address} does not allow it: {self._denied}"))
 
     async def _on_closed(self) -> None:
         error = self._client.last_error or self._last_error
@@ -240,9 +251,19 @@ def _secrets(address: Address, credentials: Credentials | None) -> dict[str, Any
         user, password = address.credentials
         # A URL with one part before the @ gives a token, as for every NATS client.
         credentials = Credentials(user, password) if password is not None else Credentials(token=user)
+    if credentials.creds_file is not None:
+        return {"user_credentials": _creds_file(credentials.creds_file)}
     if credentials.token is not None:
         return {"token": credentials.token}
     return {"user": credentials.user, "password": credentials.password or ""} if credentials.user is not None else {}
+
+
+def _creds_file(path: str) -> str:
+    if importlib.util.find_spec("nkeys") is None:
+        raise ConfigurationError("a NATS credentials file needs the package nkeys: pip install 'nats-py[nkeys]'")
+    if not os.access(path, os.R_OK):
+        raise EndpointRefused(f"the credentials file {path} cannot be read")
+    return path
 
 
 def _tls(address: Address) -> dict[str, Any]:
