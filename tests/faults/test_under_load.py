@@ -66,7 +66,7 @@ def test_with_the_kill_switch_a_thousand_messages_wait_and_none_is_lost() -> Non
         with inject(house.bus, Refuse(), "handler:failing") as injection:
             for number in range(1000):
                 await house.bus.publish("work.a", number)
-            await asyncio.sleep(58.0)
+            await asyncio.sleep(60.0)
             assert house.bus.ledger().accounts["fine"].handled == 1000
             assert house.bus.health().status in (HealthStatus.DEGRADED, HealthStatus.CRITICAL)
             assert injection.hits < 100  # what is down is left alone
@@ -76,7 +76,7 @@ def test_with_the_kill_switch_a_thousand_messages_wait_and_none_is_lost() -> Non
         assert total.handled + total.dead_lettered == 2000
         assert total.dead_lettered < 20
         await asyncio.sleep(600.0)  # success is of the last five minutes
-        assert house.bus.health().status == HealthStatus.HEALTHY
+        assert [move.partition(" ")[2] for move in house.health(0.0)] == ["degraded", "healthy"]  # not with each probe
 
     play(scenario)
 

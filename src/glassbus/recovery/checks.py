@@ -47,6 +47,8 @@ class BreakerView(Protocol):
 
 class GateView(Protocol):
     @property
+    def state(self) -> str: ...
+    @property
     def state_name(self) -> str: ...
     @property
     def succeeded_count(self) -> int: ...
@@ -87,12 +89,20 @@ def of_connections(views: Sequence[ConnectionView]) -> Check:
 
 
 def of_breakers(consumers: Sequence[ConsumerView], others: Iterable[BreakerView]) -> Check:
-    shut = [f"{one.name} {one.gate.state_name}" for one in consumers if one.gate.state_name != "running"]
+    shut = [f"{one.name} {state}" for one in consumers if (state := _shut(one.gate))]
     everything = bool(consumers) and all(one.gate.state_name == "breaker_open" for one in consumers)
     shut += [f"{one.name} {one.state}" for one in others if one.state in ("open", "forced_open")]
     if not shut:
         return Check("breakers", _HEALTHY, "every subscription takes messages, and no breaker is open")
     return Check("breakers", _CRITICAL if everything else _DEGRADED, "; ".join(shut))
+
+
+def _shut(gate: GateView) -> str:
+    """Why a subscription is held back; empty when it is not. One that only probes is not well yet: each probe would
+    say so, and each failed one take it back."""
+    if gate.state_name == "running":
+        return "half_open" if gate.state == "half_open" else ""
+    return gate.state_name
 
 
 def of_handlers(consumers: Sequence[ConsumerView]) -> Check:
