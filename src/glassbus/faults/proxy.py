@@ -155,9 +155,9 @@ class FaultyProxy:
             await self._moves["to_server"].wait()
             server_reader, server_writer = await asyncio.open_connection(self._server_host, self._server_port)
             line.add(server_writer)
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(line, reader, server_writer, "to_server"))
-                both.create_task(self._pump(line, server_reader, writer, "to_client"))
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(line, reader, server_writer, "to_server"))
+                group.create_task(self._pump(line, server_reader, writer, "to_client"))
         except (OSError, ExceptionGroup):
             line.reset()  # the server is not there, or one side has broken off: so must the other
         except asyncio.CancelledError:
