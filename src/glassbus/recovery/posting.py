@@ -7,6 +7,7 @@ not read, and neither the URL nor anything the server said is in an error's text
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import re
 import socket
@@ -101,34 +102,33 @@ def post(target: Target, body: bytes, *, timeout_s: float) -> None:
 
 
 def _exchange(target: Target, body: bytes, timeout_s: float) -> int:
-    raw = socket.create_connection((target.host, target.port), timeout_s)
+    sock = socket.create_connection((target.host, target.port), timeout_s)
     # Each step has `timeout_s`; a server that sends a byte at a time has all of it.
-    dropped = threading.Timer(TOTAL * timeout_s, _drop, [raw])
+    over = threading.Event()
+
+    def drop() -> None:
+        over.set()
+        # Not SSLSocket's own, which takes its state away from the thread that reads.
+        with contextlib.suppress(OSError):  # it ended by itself at this very moment
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    dropped = threading.Timer(TOTAL * timeout_s, drop)
     dropped.daemon = True
     try:
-        sock = raw
         if target.secure:
             context = ssl.create_default_context()
-            sock = context.wrap_socket(raw, server_hostname=target.host, do_handshake_on_connect=False)
-            dropped.args = [sock]
+            sock = context.wrap_socket(sock, server_hostname=target.host, do_handshake_on_connect=False)
         dropped.start()
         if isinstance(sock, ssl.SSLSocket):
             sock.do_handshake()
-        raw = sock
         connection = http.client.HTTPConnection(target.host, target.port, timeout=timeout_s)
         connection.sock = sock
         headers = {"Content-Type": "application/json", "User-Agent": "glassbus", "Connection": "close"}
         connection.request("POST", target.path, body, {**headers, **target.headers})
-        return connection.getresponse().status
+        with connection.getresponse() as response:
+            if over.is_set():  # what came before we hung up looks like a whole answer
+                raise TimeoutError
+            return response.status
     finally:
         dropped.cancel()
-        raw.close()
-
-
-def _drop(sock: socket.socket) -> None:
-    try:
-        # Not SSLSocket's own, which takes its state away from the thread that reads.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-    except OSError:
-        # It ended by itself at this very moment.
-        return
+        sock.close()
