@@ -767,14 +767,15 @@ class MessageBus:
         self._reconfiguration.resume(subscription)
         return self._hold(subscription, paused=False)
 
-    async def reload(self) -> None:
+    async def reload(self) -> tuple[str, ...]:
         """Read the configuration again and put it in force: all of it at once, without a restart.
 
+        Returns the subscriptions that it names and this bus does not have: another bus may, or they are misspelt.
         Raises ConfigurationError, naming each key that cannot work, and TransportError; then nothing is changed.
         """
         if self._state != "running":
             raise ConfigurationError(f"bus {self.name!r} is {self._state}: it reloads while it runs")
-        await self._reconfiguration.recovery.reload()
+        return await self._reconfiguration.reload()
 
     def _hold(
         self, subscription: str, *, paused: bool | None = None, forced: Forced | None = None

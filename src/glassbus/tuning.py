@@ -93,6 +93,10 @@ class Tuning:
         """`subscription` as the configuration in force wants it. Raises ConfigurationError."""
         return retuned(subscription, self._parts.get(subscription.spec.name, {}))
 
+    def strangers(self) -> tuple[str, ...]:
+        """Subscriptions that the configuration in force names and this bus does not have."""
+        return tuple(sorted(self._parts.keys() - self._subscriptions.keys()))
+
     def adopt(self, values: Mapping[str, Any], without: Problems, /) -> None:
         """What subscriptions are to start with, but for those `without`."""
         self._bus_wide(self._settings_of(values))
@@ -141,6 +145,11 @@ class Holds:
         if worker is not None:
             worker.gate.let_go(_CONFIGURATION)
 
+    def try_again(self, subscription: str, /) -> None:
+        worker = self._workers.get(subscription)
+        if worker is not None:
+            worker.gate.try_again(_CONFIGURATION)
+
     def subscriptions(self) -> list[str]:
         return list(self._workers)
 
@@ -177,6 +186,14 @@ class Reconfiguration:
             gates=Holds(workers),
             in_background=in_background,
         )
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the source again and put it in force. The subscriptions it names that this bus does not have.
+
+        Raises what `Configuration.reload` does.
+        """
+        await self.recovery.reload()
+        return self._tuning.strangers()
 
     def effective(self, subscription: Subscription) -> Subscription:
         """`subscription` as the configuration in force wants it; where that cannot work, as it is, to be paused."""

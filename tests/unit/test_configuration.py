@@ -24,7 +24,7 @@ from glassbus.facts import (
 )
 from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
 
-EVERYDAY = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished", "DeliveryHandled"}
+EVERYDAY = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished", "DeliveryHandled", "HealthChanged"}
 
 
 class Source:
@@ -105,6 +105,7 @@ async def test_it_holds_from_the_start_and_a_reload_changes_what_runs(clock: Vir
         assert worker.subscription.abandon_after == 30.0, "it keeps its relation to the timeout"
         with pytest.raises(Exception, match="at most 50"):
             await bus.publish("s", "x" * 60)
+        assert await bus.reload() == ("elsewhere",)
         source.says(
             timeout=1.0,
             abandon_after=4.0,
@@ -642,6 +643,8 @@ async def test_a_handler_that_never_gets_its_setting_is_paused_and_keeps_its_mes
         await bus.drain()
         assert len(got) == 50 - account.dead_lettered
         assert scene.worker().gate.state_name == "running"
+        told = [name for name in scene.told() if name.startswith("Subscription")]
+        assert told == ["SubscriptionPaused", "SubscriptionResumed"], "trying again is told once it works"
 
 
 @in_virtual_time

@@ -38,7 +38,7 @@ from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
 
 QUIET = KillSwitch(enabled=False)
 #: Facts that every run has, and that are not the point here.
-EVERYDAY = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished", "DeliveryHandled"}
+EVERYDAY = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished", "DeliveryHandled", "HealthChanged"}
 
 
 class Scene:
@@ -180,6 +180,24 @@ async def test_a_timeout_that_the_handler_raised_itself_stretches_nothing(scene:
         await bus.publish("t", 0)
         await bus.drain()
         assert scene.seen.of(TimeoutAdapted) == []
+
+
+def test_a_plain_handler_that_ends_late_is_handled_and_the_next_ones_get_more() -> None:
+    async def run(clock: VirtualClock) -> None:
+        scene = Scene(clock)
+
+        @scene.bus.subscribe("t", name="s", timeout=2.0)
+        def handle(payload: float) -> None:
+            clock.sleep(payload)
+
+        async with scene.bus as bus:
+            await bus.publish("t", 2.5)
+            await bus.publish("t", 2.5)
+            await bus.drain()
+        assert scene.told() == ["AttemptOverdue", "TimeoutAdapted"]
+        assert [f.late for f in scene.seen.of(DeliveryHandled)] == [True, False]
+
+    run_virtual(run)
 
 
 # Resources
@@ -558,6 +576,87 @@ async def _publish_as(bus: MessageBus, codec: str, body: bytes) -> None:
 
     sealed = bus._publisher.seal("t", b"", None, None, Priority.NORMAL, None, 0.0, None)
     await bus._transport.publish([msgspec.structs.replace(sealed, codec=codec, body=body)], 0.0)
+
+
+# Every category
+
+OF_CATEGORY: dict[ErrorCategory, type[BaseException]] = {
+    ErrorCategory.CONNECTION_ERROR: ConnectionRefusedError,
+    ErrorCategory.MESSAGE_PROCESSING_ERROR: ValueError,
+    ErrorCategory.SERIALIZATION_ERROR: UnicodeError,
+    ErrorCategory.QUEUE_OVERFLOW: asyncio.QueueFull,
+    ErrorCategory.TIMEOUT_ERROR: TimeoutError,
+    ErrorCategory.AUTHENTICATION_ERROR: PermissionError,
+    ErrorCategory.RESOURCE_EXHAUSTION: MemoryError,
+    ErrorCategory.CONFIGURATION_ERROR: ModuleNotFoundError,
+}
+#: What is told besides, while a failure of this category heals.
+BESIDES = {
+    ErrorCategory.RESOURCE_EXHAUSTION: ["RecoveryStarted", "LoadShed", "LoadRegained", "RecoveryConcluded"],
+}
+
+
+@pytest.mark.parametrize("category", list(ErrorCategory))
+def test_a_transient_failure_of_every_category_is_recovered_from(category: ErrorCategory) -> None:
+    """Nothing lost, in seconds, and exactly these facts."""
+
+    async def run(clock: VirtualClock) -> None:
+        scene, left = Scene(clock), 2
+
+        @scene.bus.subscribe("t", name="s")
+        async def handle(payload: int) -> None:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise OF_CATEGORY[category]
+
+        async with scene.bus as bus:
+            await bus.publish("t", 1)
+            started = clock.monotonic()
+            await bus.drain()
+            assert clock.monotonic() - started < 10
+            await asyncio.sleep(15)
+            account = bus.ledger().accounts["s"]
+            assert (account.handled, account.accepted) == (1, 1)
+            assert scene.gauge() == (1, 30.0)
+        besides = BESIDES.get(category, [])
+        told = [name for name in scene.told() if name not in besides]
+        assert told == [
+            "AttemptFailed",
+            "RetryScheduled",
+            "AttemptFailed",
+            "RecoveryEnded",
+            "RetryScheduled",
+            "RecoveryEnded",
+        ]
+        assert {name for name in scene.told() if name in besides} == set(besides)
+        assert {f.report.category for f in scene.seen.of(RetryScheduled)} == {category}
+        assert [f.outcome for f in scene.seen.of(RecoveryConcluded)] == ["succeeded"] * (len(besides) > 0)
+
+    run_virtual(run)
+
+
+@pytest.mark.parametrize("category", list(ErrorCategory))
+def test_a_permanent_failure_of_every_category_is_settled_and_reported(category: ErrorCategory) -> None:
+    async def run(clock: VirtualClock) -> None:
+        scene = Scene(clock)
+
+        @scene.bus.subscribe("t", name="s", retry=Retry(max_attempts=4))
+        async def handle(payload: int) -> None:
+            raise OF_CATEGORY[category]("for ever")
+
+        async with scene.bus as bus:
+            await bus.publish("t", 1)
+            await bus.drain()
+            [letter] = await bus.dead_letters.list()
+            assert (letter.attempts, letter.reason) == (4, "attempts_spent")
+            assert letter.report.category == category
+            [dead] = scene.seen.of(DeliveryDeadLettered)
+            assert dead.report.exception_type.endswith(OF_CATEGORY[category].__name__)
+            assert len([name for name in scene.told() if name == "AttemptFailed"]) == 4
+            assert bus.ledger().balanced
+
+    run_virtual(run)
 
 
 # Delays

@@ -54,6 +54,9 @@ class Gates(Protocol):
 
     def hold_here(self, subscription: str, reason: str, /) -> None: ...
     def let_go(self, subscription: str, /) -> None: ...
+    def try_again(self, subscription: str, /) -> None:
+        """Let it go on for now: `hold_here` or `let_go` follows, and tells what came of it."""
+
     def subscriptions(self) -> list[str]: ...
 
 
@@ -246,7 +249,9 @@ class Configuration:
         """Attempts of `subscription` succeed."""
         if self._given_up.pop(subscription, None) is None and subscription not in self._trying:
             return
-        self._trying.discard(subscription)
+        if subscription in self._trying:
+            self._trying.discard(subscription)
+            self._gates.let_go(subscription)
         if not self._given_up and self._broken_since is None:
             self._breakers.healed("configuration", _ERROR)
 
@@ -273,7 +278,7 @@ class Configuration:
         for name in due:
             del self._try_at[name]
             self._trying.add(name)
-            self._gates.let_go(name)
+            self._gates.try_again(name)
         if self._source is None or now < self._read_at + READ_AGAIN_S:
             return
         shut = self._breakers.state("configuration", _ERROR) is BreakerState.OPEN

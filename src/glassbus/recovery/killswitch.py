@@ -38,6 +38,7 @@ class Gate:
         self.held = Hold()
         #: What holds it back in this process alone: the reason by who asked for it.
         self.held_here: dict[str, str] = {}
+        self._tried: set[str] = set()  # of those, the ones that do not hold while it is tried again
         self._switch = switch
         self._hub = hub
         self._clock = clock
@@ -98,7 +99,7 @@ class Gate:
     def hold(self, hold: Hold) -> None:
         """Take over what is stored for every process."""
         self.held = hold
-        self._paused = hold.paused or bool(self.held_here)
+        self._paused = hold.paused or bool(self.held_here.keys() - self._tried)
         state = self.breaker.state
         if hold.forced == "forced_open":
             self._moved(self.breaker.force_open())
@@ -110,13 +111,22 @@ class Gate:
 
     def hold_here(self, by: str, reason: str) -> None:
         """Claim nothing in this process until `let_go`, and state why; "" where an operator asked for it."""
-        if by not in self.held_here:
-            self.held_here[by] = reason
-            self.hold(self.held)
+        new = by not in self.held_here
+        self._tried.discard(by)
+        self.held_here[by] = reason
+        self.hold(self.held)
+        if new:
             self._hub.state(SubscriptionPaused(at=self._clock.wall(), subscription=self.subscription, reason=reason))
+
+    def try_again(self, by: str) -> None:
+        """Let it go on without a word, until it is told what came of it: `hold_here` again, or `let_go`."""
+        if by in self.held_here:
+            self._tried.add(by)
+            self.hold(self.held)
 
     def let_go(self, by: str) -> None:
         """End what `hold_here` began. Does nothing when it did not."""
+        self._tried.discard(by)
         if self.held_here.pop(by, None) is not None:
             self.hold(self.held)
             if not self._paused:
