@@ -13,7 +13,7 @@ import pytest
 from cli_kit import Command, failing, make_store, payloads
 
 from glassbus import Message, MessageBus, Outgoing
-from glassbus.cli.dlq import _time
+from glassbus.cli.common import when
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_times_have_their_zone_and_are_taken_back(glassbus: Command, url: str) -
     assert glassbus("dlq", "list", "--url", url) == 0
     died = glassbus.out.splitlines()[1].split()[1]
     assert died.endswith("Z")
-    assert abs(_time(died) - time.time()) < 60
+    assert abs(when(died) - time.time()) < 60
     assert ids(glassbus, url, "--since", died)
 
 
@@ -200,9 +200,9 @@ def test_an_empty_queue_says_so(glassbus: Command, tmp_path: Path) -> None:
 
 
 def test_times_are_ago_or_iso_or_unix() -> None:
-    assert abs(_time("90s") - (time.time() - 90)) < 5
-    assert abs(_time("2d") - (time.time() - 172_800)) < 5
-    assert _time("2026-01-31T12:00:00+00:00") == 1769860800.0
-    assert _time("1769860800.5") == 1769860800.5
+    assert abs(when("90s") - (time.time() - 90)) < 5
+    assert abs(when("2d") - (time.time() - 172_800)) < 5
+    assert when("2026-01-31T12:00:00+00:00") == 1769860800.0
+    assert when("1769860800.5") == 1769860800.5
     with pytest.raises(Exception, match="is no time"):
-        _time("yesterday")
+        when("yesterday")

@@ -28,7 +28,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     (
         "errors",
         "glassbus.cli.errors",
-        "what failed, how often, and is it more than usual: list, show, stats, trends, report",
+        "what failed, and whether it is more than usual: list, show, stats, trends, report",
     ),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
     ("escalations", "glassbus.cli.escalations", "what somebody must know of: list, acknowledge, resolve"),

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import re
 import sys
-import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -29,6 +26,8 @@ from glassbus.cli.common import (
     shortened,
     table,
     url_of,
+    when,
+    whole,
 )
 from glassbus.errors import ErrorCategory, UnknownDeadLetter
 
@@ -40,14 +39,13 @@ _PAGE = 500
 #: Characters of an error in a table on a terminal. Elsewhere it is whole.
 _ERROR_MAX = 100
 _FILTERS = ("subscription", "topic", "message_id", "category", "exception_type", "fingerprint", "since", "until")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="the newest, that match", description="List dead letters, newest first.")
     _add_filters(listing)
-    listing.add_argument("--limit", type=_whole, default=50, metavar="N", help="at most N (default: 50)")
+    listing.add_argument("--limit", type=whole, default=50, metavar="N", help="at most N (default: 50)")
     listing.add_argument("--before", metavar="ID", help="those older than this one: the next page")
     listing.set_defaults(run=list_them)
 
@@ -79,8 +77,8 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--category", choices=[category.value for category in ErrorCategory], metavar="CATEGORY")
     which.add_argument("--exception-type", metavar="TYPE", help="such as ValueError; bare or with its module")
     which.add_argument("--fingerprint", metavar="F")
-    which.add_argument("--since", type=_time, metavar="TIME", help="ISO 8601, or how long ago: 90s, 10m, 2h, 1d")
-    which.add_argument("--until", type=_time, metavar="TIME")
+    which.add_argument("--since", type=when, metavar="TIME", help="ISO 8601, or how long ago: 90s, 10m, 2h, 1d")
+    which.add_argument("--until", type=when, metavar="TIME")
 
 
 # list and show
@@ -256,24 +254,3 @@ def _confirmed(question: str) -> bool:
 
 def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in _FILTERS if (value := getattr(arguments, name)) is not None}
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 100,000")
-    return int(text)
-
-
-def _time(text: str) -> float:
-    """Wall seconds from `10m` (ago), ISO 8601 (local time unless it has an offset) or Unix seconds."""
-    ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if ago:
-        return time.time() - float(ago[1]) * _UNITS[ago[2]]
-    if re.fullmatch(r"\d{9,11}(?:\.\d+)?", text):
-        return float(text)
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC).timestamp()
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no time: write 2026-01-31T12:00, or 10m for 10 minutes ago"
-        ) from None

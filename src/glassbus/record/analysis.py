@@ -35,16 +35,20 @@ class Analysis(msgspec.Struct, frozen=True):
         names += [f"category:{name}" for name in sorted(map(str, errors.categories))]
         names += [f"severity:{name}" for name in sorted(map(str, errors.severities))]
         names += [f"recovery:{outcome}" for outcome in ("succeeded", "failed")]
-        bars = {name: _bars(errors, name, now) for name in names}
+        bars = {name: _grouped(errors, name, now, BAR_S, BARS) for name in names}
         return cls(now, source, errors.snapshot(now, top=20), trends_of(errors, now), bars, notes)
 
 
-def _bars(errors: ErrorStatistics, name: str, now: float) -> list[int]:
-    """Counts by quarter of an hour on the clock."""
-    each = round(BAR_S / MINUTE_S)
+def _grouped(errors: ErrorStatistics, name: str, now: float, width_s: float, count: int) -> list[int]:
+    """Counts by `width_s`, aligned with the clock, oldest first; the last of the `count` is under way."""
+    each = round(width_s / MINUTE_S)
     under_way = int(now // MINUTE_S) % each + 1
-    minutes = errors.minutes_of(name, now, (BARS - 1) * each + under_way)
+    minutes = errors.minutes_of(name, now, (count - 1) * each + under_way)
     return [sum(minutes[start : start + each]) for start in range(0, len(minutes), each)]
+
+
+def _slots(errors: ErrorStatistics, name: str, now: float) -> list[int]:
+    return _grouped(errors, name, now, FINGERPRINT_SLOT_S, round(DAY_S / FINGERPRINT_SLOT_S))
 
 
 def trends_of(errors: ErrorStatistics, now: float) -> list[Trend]:
@@ -52,7 +56,7 @@ def trends_of(errors: ErrorStatistics, now: float) -> list[Trend]:
     found = [_of_category(errors, now, name, severity) for name, severity in _categories(errors)]
     for one in errors.fingerprints():
         slots = errors.slots_of(one.fingerprint, now, round(DAY_S / FINGERPRINT_SLOT_S))
-        recent, recent_s, windows = _split(slots, FINGERPRINT_SLOT_S, now, one.first_seen)
+        recent, recent_s, windows = _split(slots, now, one.first_seen)
         verdict = judge(windows, recent, recent_s / WINDOW_S)
         found.append(
             Trend(
@@ -82,9 +86,8 @@ def _categories(errors: ErrorStatistics) -> list[tuple[str, str]]:
 
 
 def _of_category(errors: ErrorStatistics, now: float, name: str, severity: str) -> Trend:
-    minutes = errors.minutes_of(f"category:{name}", now, round(DAY_S / MINUTE_S))
     first, last = errors.seen(name)
-    recent, recent_s, windows = _split(minutes, MINUTE_S, now, first)
+    recent, recent_s, windows = _split(_slots(errors, f"category:{name}", now), now, first)
     verdict = judge(windows, recent, recent_s / WINDOW_S)
     return Trend(
         "category",
@@ -104,14 +107,14 @@ def _of_category(errors: ErrorStatistics, now: float, name: str, severity: str) 
     )
 
 
-def _split(slots: list[int], width_s: float, now: float, first_seen: float) -> tuple[int, float, list[int]]:
+def _split(slots: list[int], now: float, first_seen: float) -> tuple[int, float, list[int]]:
     """(errors in the last window, seconds it has lasted, counts of the windows before it since `first_seen`).
 
     The last window is a whole one and the slot under way. The window of the first error counts from its beginning.
     """
-    each = round(WINDOW_S / width_s)
+    each = round(WINDOW_S / FINGERPRINT_SLOT_S)
     recent = slots[-each - 1 :]
-    recent_s = WINDOW_S + now % width_s
+    recent_s = WINDOW_S + now % FINGERPRINT_SLOT_S
     before = slots[: -each - 1]
     begins = now - recent_s
     known = max(0, math.ceil((begins - first_seen) / WINDOW_S))

@@ -21,6 +21,8 @@ from glassbus.record.metricsfile import MetricsFile
 _GATHER_S = 0.02
 #: A thread with nothing to do for so long ends; the next entry starts another.
 _LINGER_S = 30.0
+#: Entries written in one go.
+_TOGETHER_MAX = 1000
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 5.0
 _CLOSE_S = 2.0
 
@@ -58,19 +60,18 @@ class JournalWriter:
     def _reset(self) -> None:
         self._queue: deque[Item | threading.Event] = deque()
         self._pending: deque[Item] = deque()
-        self._untold = 0  # dropped, and no line says so yet
+        self._told = self.dropped  # of the dropped, those that a line tells of
         self._changed = False
         self._metrics_due = time.monotonic() + self._metrics_every_s
         self._retry_s = 0.0
         self._closing = self._closed = False
-        self._wake = threading.Event()
+        self._wake, self._hurry = threading.Event(), threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def put(self, item: Item) -> None:
         if len(self._queue) >= self._queue_max:
             self.dropped += 1
-            self._untold += 1
             return
         self._queue.append(item)
         if not self._wake.is_set():
@@ -94,6 +95,7 @@ class JournalWriter:
         """Wait until all that was put is written and synced; whether it was, within `timeout_s`."""
         done = threading.Event()
         self._queue.append(done)
+        self._hurry.set()
         self._rouse()
         return done.wait(timeout_s)
 
@@ -119,10 +121,13 @@ class JournalWriter:
         idle_since = time.monotonic()
         self._closed = False
         while True:
-            if self._wake.wait(self._patience_s(idle_since)):
+            if self._retry_s:  # the disk takes nothing: new entries are no reason to ask it at once
+                self._hurry.wait(self._retry_s)
+            elif self._wake.wait(self._patience_s(idle_since)):
                 idle_since = time.monotonic()
                 if not self._closing:
                     time.sleep(_GATHER_S)
+            self._hurry.clear()
             self._wake.clear()
             self._turn()
             if self._may_end(idle_since):
@@ -145,8 +150,6 @@ class JournalWriter:
         """How long to sleep when nobody wakes us."""
         now = time.monotonic()
         waits = [max(0.0, _LINGER_S - (now - idle_since))]
-        if self._pending or self._queue:
-            waits.append(self._retry_s)
         if self.files.unsynced:
             waits.append(FSYNC_EVERY_S)
         if self._changed:
@@ -158,23 +161,29 @@ class JournalWriter:
         while True:
             barrier = self._gather()
             wrote = self._write()
-            if barrier is None:
-                break
-            if wrote and self._closing:
-                wrote = self._finish()
-            if not wrote:
-                self._queue.appendleft(barrier)
-                break
-            barrier.set()
-        if self._changed and time.monotonic() >= self._metrics_due:
-            self._write_metrics(running=True)
+            if barrier is not None:
+                if wrote and self._closing:
+                    wrote = self._finish()
+                if wrote:
+                    barrier.set()
+                else:
+                    self._queue.appendleft(barrier)
+            if self._changed and time.monotonic() >= self._metrics_due:
+                self._write_metrics(running=True)
+            if not (wrote and self._queue):
+                return
 
     def _gather(self) -> threading.Event | None:
         """Move what is queued to `_pending`, up to the first barrier, which is returned."""
-        if self._untold and not self._pending:
-            self._pending.append(LostLine(time.time(), self._untold))
-            self._untold = 0
-        while self._queue and len(self._pending) <= self._queue_max:
+        lost = self.dropped - self._told
+        if lost:
+            self._told += lost
+            last = self._pending[-1] if self._pending else None
+            if isinstance(last, LostLine):  # the disk takes nothing for long: one line tells it all
+                self._pending.pop()
+                lost += last.count
+            self._pending.append(LostLine(time.time(), lost))
+        while self._queue and len(self._pending) < _TOGETHER_MAX:
             item = self._queue.popleft()
             if isinstance(item, threading.Event):
                 return item

@@ -47,7 +47,7 @@ def bars_svg(bars: Bars, title: str) -> str:
     height = _HEIGHT - _TOP - _BOTTOM
     first = (int(bars.now // BAR_S) - len(columns) + 1) * BAR_S
     size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}"'
-    parts = [f'<svg {size} role="img" aria-label="{escape(title)}">']
+    parts = [f'<svg class="plot" {size} role="img" aria-label="{escape(title)}">']
     for share in (0, 0.5, 1):
         y = _TOP + height * (1 - share)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')

@@ -193,7 +193,7 @@ def count_lines(
                 count,
                 line.since if isinstance(line, FloodLine) else None,
             )
-        elif line.fact in ("RecoveryEnded", "RecoveryConcluded"):
+        if line.fact in ("RecoveryEnded", "RecoveryConcluded"):
             if isinstance(line, FloodLine):
                 errors.recovery(line.outcome, line.duration_s, line.at, count)
             else:

@@ -51,9 +51,8 @@ def _changes(analysis: Analysis) -> str:
     if not analysis.trends:
         return "No errors were recorded in this time."
     shown = [trend for trend in analysis.trends if trend.direction != "steady"] or analysis.trends
-    lines = ["What changes (the last 15 minutes against the day before):"]
-    if shown is analysis.trends:
-        lines = ["Nothing changes (the last 15 minutes against the day before):"]
+    what = "Nothing changes" if shown is analysis.trends else "What changes"
+    lines = [f"{what} (now is the last {span(shown[0].recent_s)}, against the day before):"]
     lines += [f"  {trend_text(trend)}" for trend in shown[:_TRENDS_MAX]]
     if len(shown) > _TRENDS_MAX:
         lines.append(f"  and {len(shown) - _TRENDS_MAX:,} more")

@@ -6,9 +6,9 @@ from html import escape
 
 from glassbus.record.analysis import Analysis
 from glassbus.record.plots import Bars, bars_svg, colours, spark_svg
-from glassbus.record.report import named, recovery_text
+from glassbus.record.report import named
 from glassbus.record.trends import Trend
-from glassbus.record.wording import ARROWS, compared, line, moment, rate
+from glassbus.record.wording import ARROWS, compared, line, moment, rate, span
 
 _TRENDS_MAX = 40
 _TOP_MAX = 25
@@ -32,6 +32,7 @@ th { text-align: left; color: var(--soft); font-weight: 600; } th, td { padding:
   border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; } td.quiet { white-space: nowrap; }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere; } svg { display: block; max-width: 100%; }
+svg.plot { width: 100%; height: auto; min-width: 700px; }
 svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } .grid { stroke: var(--line); }
 .rising, .new, .critical, .high { color: var(--bad); font-weight: 600; } .falling, .gone { color: var(--good); }
 .medium { color: var(--warn); } .notes { border-left: 3px solid var(--warn); padding-left: 12px; }
@@ -74,11 +75,15 @@ def _notes(analysis: Analysis) -> str:
 def _tiles(analysis: Analysis) -> str:
     numbers = analysis.statistics
     rising = sum(trend.direction in ("rising", "new") for trend in analysis.trends if trend.kind == "fingerprint")
+    ended = numbers["recoveries"]["succeeded"] + numbers["recoveries"]["failed"]
+    recovered = f"of {ended:,} recoveries succeeded" if ended else "no recoveries ended"
+    if numbers["mttr_seconds"] is not None:
+        recovered += f", in {span(numbers['mttr_seconds'])} on average"
     tiles = [
         (f"{numbers['recent_errors_1h']:,}", f"in the last hour ({rate(numbers['error_rate_1h'])})"),
         (f"{numbers['recent_errors_24h']:,}", "in the last 24 hours"),
         (f"{numbers['total_errors']:,}", "in all"),
-        (f"{numbers['recovery_success_rate']:.1%}", f"recovered: {recovery_text(analysis)}"),
+        (f"{numbers['recovery_success_rate']:.1%}" if ended else "-", recovered),
         (f"{rising:,}", "fingerprints rising or new"),
     ]
     made = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
@@ -110,15 +115,15 @@ def _trends(analysis: Analysis) -> str:
             f'<tr><td class="quiet {trend.direction}">{ARROWS[trend.direction]} {trend.direction}</td>'
             f"<td><code>{escape(line(trend.name, 80))}</code>{words}</td>"
             f'<td class="number">{trend.recent:,}</td>'
-            f"<td>{escape(_past(trend))}</td>"
+            f'<td class="quiet">{escape(_past(trend))}</td>'
             f"<td>{spark_svg([*trend.windows, trend.recent])}</td></tr>"
         )
     more = len(analysis.trends) - _TRENDS_MAX
     rest = f'<p class="soft">and {more:,} more</p>' if more > 0 else ""
     return (
         "<h2>Trends</h2>"
-        '<p class="soft">The last 15 minutes against the day before. Rising and falling: by half at least, by more '
-        "than chance explains, and outside of what nine in ten quarters of an hour held.</p>"
+        f'<p class="soft">The last {span(analysis.trends[0].recent_s)} against the day before. Rising and falling: by '
+        "half at least, by more than chance explains, and outside of what nine in ten quarters of an hour held.</p>"
         '<div class="wide"><table><tr><th>trend</th><th>category or fingerprint</th><th class="number">now</th>'
         f"<th>before</th><th>last 24 hours</th></tr>{''.join(rows)}</table></div>{rest}"
     )

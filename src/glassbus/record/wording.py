@@ -46,7 +46,7 @@ def compared(recent: int, usual: float | None, ratio: float | None) -> str:
     if usual is None:
         return "no past to compare with"
     if not usual:
-        return "usually none in most quarters of an hour"
+        return "usually none in 15 min"
     times = "" if ratio is None or recent == 0 else f", x{ratio:,.1f}"
     return f"usually {usual:,.0f} in 15 min{times}"
 
