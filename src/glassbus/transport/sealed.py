@@ -35,8 +35,12 @@ def _checksum(body: bytes) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder`, for its owner only, if it is not there. Raises OSError."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make `folder`, and what it is in, each for its owner only, where they are not there. Raises OSError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:  # mkdir(parents=True) would make those readable by others
+        make_folder(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def write(path: Path, lines: Sequence[bytes]) -> None:
