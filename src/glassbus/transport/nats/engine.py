@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
 from glassbus.clock import Clock
@@ -25,7 +26,7 @@ from glassbus.transport import Hold
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats import snapshot
 from glassbus.transport.nats.backlog import Backlog
-from glassbus.transport.nats.connection import Link, StoreRefused
+from glassbus.transport.nats.connection import ANSWER_S, Link, StoreRefused
 from glassbus.transport.nats.contents import Contents, at_hand
 from glassbus.transport.nats.follower import SILENCE_S, Follower
 from glassbus.transport.nats.mailbox import Mailbox
@@ -71,23 +72,25 @@ class Engine:
         self._post_to_loop = post
         self._name = name
         self._backlog = Backlog()
+        self._sweeper = Sweeper(place)
         self._rounds = Rounds(
             place,
             clock,
             self._backlog,
             self.view,
+            self._sweeper,
             lease_s=lease_s,
             hand_out=self._hand_out,
             tell=self._tell,
         )
         self.contents = Contents(place, self.need_link)
-        self._sweeper = Sweeper(place, self.need_link)
         self._answers = Answers()
         self._link: Link | None = None
         self._follower: Follower | None = None
         self._sending: Sending | None = None
         self._strays: dict[int, Sending] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing_links: set[asyncio.Task[Any]] = set()  # these are not cut short
         self._created: dict[str, str] = {}  # by address: which stream it was
         self._loaded = ""  # the stream that `view` was read from
         self._holds: dict[str, Hold] | None = None  # as they were told
@@ -97,7 +100,10 @@ class Engine:
         self._over = False
         self._broken: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._registered: asyncio.Future[None] | None = None  # while somebody dials
         self._running = threading.Event()
+        self._runs_lock = threading.Lock()
+        self._runs: dict[Future[Any], Coroutine[Any, Any, Any]] | None = {}
         self._thread = threading.Thread(target=self._run, name="glassbus-nats", daemon=True)
 
     # For the bus's loop
@@ -117,14 +123,29 @@ class Engine:
 
     def run(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Future[Result]:
         """Run a coroutine on the thread; virtual time stands still until it has ended."""
-        self.mailbox.begin()
-        coroutine = make()
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
+        with self._runs_lock:
+            if self._runs is None:
+                raise TransportError("the store is closed")
+            self.mailbox.begin()
+            coroutine = make()
+            running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._runs[running] = coroutine
+        running.add_done_callback(self._ran)
+        return running
+
+    def _ran(self, running: Future[Any]) -> None:
+        with self._runs_lock:
+            if self._runs is not None:
+                self._runs.pop(running, None)
+
+    def _end_runs(self) -> None:
+        """The event loop is gone: what it was yet to run is run no more."""
+        with self._runs_lock:
+            runs, self._runs = self._runs or {}, None
+        for running, coroutine in runs.items():
             coroutine.close()
-            self.mailbox.end()
-            raise TransportError("the store is closed") from None
+            with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
+                running.set_exception(TransportError("the store is closed"))
 
     def hold_back_low(self, name: str, held: bool) -> None:
         """Have no LOW message of `name` claimed from the next entry on, or have them claimed again."""
@@ -160,6 +181,7 @@ class Engine:
             self._clock.detach(self.mailbox)
             self.mailbox.close()
             self._running.set()
+            self._end_runs()
             self._refuse_rest(self._broken or TransportError("the store is closed"))
 
     def _refuse_rest(self, error: BaseException) -> None:
@@ -186,8 +208,7 @@ class Engine:
         finally:
             watch.cancel()
             await self.hang_up()
-            for task in list(self._tasks):
-                task.cancel()
+            self._end_tasks()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _step(self) -> None:
@@ -201,7 +222,7 @@ class Engine:
         if self._link is None:
             if backlog.publishes or backlog.calls:
                 backlog.disconnected(EndpointUnreachable("there is no connection; nothing was sent"), self._answers)
-        elif self._sending is None and not self._over:
+        elif self._sending is None and self._rounds.left is None:
             with self.lock:
                 sending = self._rounds.compose(self._answers, closing=self._closing)
                 self._sending = sending
@@ -225,6 +246,10 @@ class Engine:
             None if asked == NEVER else asked,
             idle=self._sending is None or not connected,
         )
+
+    def _end_tasks(self) -> None:
+        for task in self._tasks - self._closing_links:
+            task.cancel()
 
     def _post(self) -> None:
         if self._answers:
@@ -293,6 +318,7 @@ class Engine:
             self._failed_since = now
             self._answers.facts.append(transport_failed(wall, "store", error))
         self._failures += 1
+        self._entered()  # connected we are, though nothing can be stored
         with self.lock:
             self._rounds.retry_at = now + min(_RETRY_MAX_S, _RETRY_S * 2 ** min(self._failures - 1, 8))
             self._rounds.failed(sending, error, self._answers)
@@ -327,16 +353,21 @@ class Engine:
             return
         for number in [n for n in self._strays if n < entry.number]:
             del self._strays[number]
+        self._entered()
         sending.finish(verdicts, self._answers)
         if self._failed_since is not None:
             after_s = self._clock.monotonic() - self._failed_since
             self._answers.facts.append(TransportRecovered(at=self._clock.wall(), after_s=after_s))
             self._failed_since, self._failures = None, 0
         if self._rounds.left is not None:
-            self._over = True
             self._backlog.flushed(self._answers)
             self._backlog.closed(self._rounds.left, self._answers)
             self._post()
+
+    def _entered(self) -> None:
+        """Something of ours was read, or refused: the connection works both ways."""
+        if self._registered is not None and not self._registered.done():
+            self._registered.set_result(None)
 
     def _expelled(self) -> None:
         self._rounds.begin_anew()
@@ -424,18 +455,25 @@ class Engine:
         """See `Dialer`."""
         await self.hang_up()
         link = Link(address, self._lost)
+        registered = self._registered = self._loop.create_future()
         try:
             await link.connect(self._name, credentials)
             await self._follow(link, str(address))
-        except BaseException:
+            self._link = link
+            with self.lock:
+                self._rounds.max_payload = link.max_payload
+                self._connected()
+            self.mailbox.stir()
+            async with asyncio.timeout(ANSWER_S):
+                await registered
+        except BaseException as error:
+            self._registered = None
             await link.close()
-            await self._follow_no_more()
+            await self.hang_up()
+            if isinstance(error, TimeoutError):
+                raise EndpointUnreachable(f"{address} did not store what we wrote within {ANSWER_S:.0f} s") from error
             raise
-        self._link = link
-        with self.lock:
-            self._rounds.max_payload = link.max_payload
-            self._connected()
-        self.mailbox.stir()
+        self._registered = None
 
     async def _follow(self, link: Link, where: str) -> None:
         """Read the stream as far as it goes, from where we are in it, or from its newest snapshot."""
@@ -495,11 +533,9 @@ class Engine:
         if sending is not None:
             self._strays[sending.number] = sending
             sending.undo()
-        if self._rounds.holding or self._strays:
-            if not self._rounds.registered:
-                self._expelled()
-            else:
-                self._rounds.fence = self._rounds.reconcile = True
+        self._rounds.fence = self._rounds.reconcile = True
+        if not self._rounds.registered and (self._rounds.holding or self._strays):
+            self._expelled()
 
     def _reading_failed(self, link: Link, error: Exception) -> None:
         if isinstance(error, EndpointUnreachable | EndpointRefused):
@@ -509,7 +545,11 @@ class Engine:
 
     def _lost(self, error: EndpointUnreachable | EndpointRefused) -> None:
         """The connection broke: who waits for an answer that may never come is told so."""
-        self._link = None
+        link, self._link = self._link, None
+        if link is not None:
+            closing = self._spawn(link.close(), counted=False)
+            self._closing_links.add(closing)
+            closing.add_done_callback(self._closing_links.discard)
         if self._follower is not None:
             self._spawn(self._follow_no_more(), counted=False)
         self.view.live = False
@@ -522,7 +562,10 @@ class Engine:
                     self._answers.failed.append((publish.future, _doubt(publish, text) if sending.sent else error))
             uncertain_call = EndpointUnreachable(f"it is not known whether it was stored: {text}")
             self._answers.failed.extend((call.future, uncertain_call) for call in sending.calls)
-        self._answers.lost = error
+        if self._registered is None:
+            self._answers.lost = error
+        elif not self._registered.done():  # whoever dials is told
+            self._registered.set_exception(error)
         self._post()
         self.mailbox.stir()
 
@@ -554,8 +597,6 @@ class Engine:
 
     async def _sweep(self, link: Link) -> None:
         try:
-            with self.lock:
-                self._rounds.storage_full = self._sweeper.full
             swept = await self._sweeper.look(link, self.view.fold, self._rounds.token)
             if swept:
                 self._rounds.swept = swept

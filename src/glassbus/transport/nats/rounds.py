@@ -49,6 +49,7 @@ from glassbus.transport.nats.state import (
     Unknown,
 )
 from glassbus.transport.nats.stream import Place
+from glassbus.transport.nats.sweeping import Sweeper
 from glassbus.transport.nats.view import View
 from glassbus.transport.reports import encode_report
 
@@ -71,6 +72,7 @@ class Rounds:
         clock: Clock,
         backlog: Backlog,
         view: View,
+        sweeper: Sweeper,
         *,
         lease_s: float,
         hand_out: Callable[[str, Sequence[Row]], None],
@@ -85,8 +87,6 @@ class Rounds:
         self.signs: dict[str, float] = {}
         self.renew_at = 0.0
         self.retry_at = 0.0
-        #: Why nothing is accepted now, if so.
-        self.storage_full = ""
         self.reconcile = False
         #: Up to which entry the stream was swept, where that is yet to be said.
         self.swept = 0
@@ -99,6 +99,7 @@ class Rounds:
         self._place = place
         self._clock = clock
         self._backlog = backlog
+        self._sweeper = sweeper
         self._lease_s = lease_s
         self._hand_out = hand_out
         self._tell = tell
@@ -332,7 +333,7 @@ class Rounds:
         waiting: list[Publish] = []
         blocked: set[Book] = set()
         coming: dict[Book, int] = {}
-        used = 0
+        used, room = 0, self._sweeper.room
         publishes = backlog.publishes
         if any(p.slowed is not None for p in publishes):
             publishes = sorted(publishes, key=lambda p: -max((e.priority for e in p.batch), default=0))
@@ -342,9 +343,9 @@ class Rounds:
             if sending.parts or used > ENTRY_BYTES:
                 waiting += publishes[position:]
                 break
-            if self.storage_full:
+            if used + sum(len(envelope.body) for envelope in publish.batch) > room:
                 self._answer_slowed(publish, answers, admitted=False)
-                answers.failed.append((publish.future, StorageFull(self.storage_full)))
+                answers.failed.append((publish.future, StorageFull(self._sweeper.full())))
                 continue
             if self._fits(publish, blocked, coming):
                 used += self._send(sending, publish, waited=False)

@@ -17,7 +17,7 @@ from glassbus.config import Overflow
 from glassbus.policy.delivery import PENDING, State
 from glassbus.policy.ledger import Account
 from glassbus.policy.overflow import Rung, contracts
-from glassbus.policy.routing import destination, matches
+from glassbus.policy.routing import ByTopic, destination, matches
 from glassbus.transport import Hold, Stored, SubscriptionSpec
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.climbing import Line, Plan, capacity, plan
@@ -26,7 +26,6 @@ from glassbus.transport.nats.climbing import Line, Plan, capacity, plan
 DUPLICATE_WINDOW_S = 600.0
 #: `Row.suspect`: 0, or why the delivery is given again.
 REDELIVERED = ("", "owner_died", "lease_expired")
-_ROUTES_MAX = 10_000
 _READY, _SCHEDULED, _RETRYING, _IN_FLIGHT, _DEAD = (
     State.READY,
     State.SCHEDULED,
@@ -272,7 +271,7 @@ class Fold:
         self.spent: list[tuple[int, tuple[tuple[str, int], ...]]] = []
         self.busy: dict[tuple[int, str], int] = {}
         self.tried: dict[tuple[int, str], set[int]] = {}
-        self._routes: dict[str, Route] = {}
+        self._routes: ByTopic[Route] = ByTopic()
         self._verdicts: dict[type, Callable[[Any, int, r.Entry, Owner], Any]] = {
             r.Register: self._register,
             r.Renew: self._renew,
@@ -488,9 +487,7 @@ class Fold:
             label = destination(topic, (book.spec.pattern for book in books))
             stored = Stored(tuple(book.name for book in books))
             found = Route(books, label, stored, tuple(book.id for book in books))
-            if len(self._routes) >= _ROUTES_MAX:
-                self._routes.clear()
-            self._routes[topic] = found
+            return self._routes.keep(topic, found, (label, stored.subscriptions))
         return found
 
     # Publishing

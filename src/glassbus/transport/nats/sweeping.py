@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 
 from glassbus.transport.nats import snapshot
 from glassbus.transport.nats.connection import Link, NotFound, StoreRefused
@@ -16,6 +15,9 @@ ENTRIES = 20_000
 BYTES = 64 * 1024 * 1024
 #: Of a stream with a limit, the part that is kept free for acknowledgements, and at which it is swept.
 _RESERVE = 0.05
+_RESERVE_BYTES = 1024 * 1024
+#: About what a stored entry takes beside its payload, in bytes.
+_OVERHEAD = 96
 _SWEEP_AT = 0.5
 _LOOK_S = 2.0
 _DELETES_AT_ONCE = 64
@@ -23,13 +25,11 @@ _WRONG_LAST_SEQUENCE = 10071
 
 
 class Sweeper:
-    """`full` says why nothing new is accepted, if so. Belongs to the NATS thread."""
+    """Knows how much the stream holds, and keeps it short. Belongs to the NATS thread."""
 
-    def __init__(self, place: Place, link: Callable[[], Link]) -> None:
-        self.full = ""
+    def __init__(self, place: Place) -> None:
         self.head_seq = 0
         self._place = place
-        self._link = link
         self._entries = 0
         self._bytes = 0
         self._max_bytes = 0
@@ -39,23 +39,29 @@ class Sweeper:
     def limit(self, found: Found) -> None:
         """What is known of the stream's size."""
         self._max_bytes, self._used = found.max_bytes, found.used_bytes
-        self._judge()
 
     def read(self, seq: int, size: int) -> None:
         """An entry was read."""
+        self._used += size + _OVERHEAD
         if seq > self.head_seq:
             self._entries += 1
             self._bytes += size
-            self._used += size
 
-    def _judge(self) -> None:
-        if self._max_bytes and self._used > self._max_bytes * (1 - _RESERVE):
-            self.full = (
-                f"the stream {self._place.stream} has {self._used:,} of its {self._max_bytes:,} bytes; the rest keeps "
-                "acknowledgements possible. Let consumers catch up, discard dead letters, or raise its max_bytes"
-            )
-        else:
-            self.full = ""
+    @property
+    def room(self) -> float:
+        """For how many bytes of new messages there is room."""
+        if not self._max_bytes:
+            return float("inf")
+        reserve = max(self._max_bytes * _RESERVE, min(_RESERVE_BYTES, self._max_bytes / 5))
+        return self._max_bytes - reserve - self._used
+
+    def full(self) -> str:
+        """What is told of a stream without room."""
+        return (
+            f"the stream {self._place.stream} has {self._used:,} of its {self._max_bytes:,} bytes, and the rest keeps "
+            "acknowledgements possible; nothing was stored. Let consumers catch up, discard dead letters, or raise "
+            "its max_bytes"
+        )
 
     async def look(self, link: Link, fold: Fold, token: str) -> int:
         """Sweep if it is time, and if it is our turn; up to which entry what is not needed was deleted, or 0.
@@ -79,7 +85,6 @@ class Sweeper:
         self._looked_at = time.monotonic()
         info = await link.api(f"STREAM.INFO.{self._place.stream}")
         self._max_bytes, self._used = max(0, int(info["config"]["max_bytes"])), int(info["state"]["bytes"])
-        self._judge()
 
     async def _sweep(self, link: Link, fold: Fold, token: str) -> int:
         place = self._place

@@ -114,8 +114,10 @@ class NatsTransport:
             await self._supervisor.start(_Line(self))
         except BaseException:
             self._state = "closed"
-            self._engine.abandon()
-            await self._stop_supervising()
+            try:
+                await self._stop_supervising()
+            finally:
+                self._engine.abandon()
             raise
 
     async def _stop_supervising(self) -> None:
@@ -132,8 +134,10 @@ class NatsTransport:
         try:
             await asyncio.wait({closed}, timeout=max(0.0, deadline_s))
         finally:
-            self._engine.abandon()
-            await self._stop_supervising()
+            try:
+                await self._stop_supervising()
+            finally:
+                self._engine.abandon()
         self._engine.join(1.0)
         return (closed.result() if closed.done() else 0), 0
 
