@@ -515,9 +515,10 @@ class MessageBus:
             for worker in self._workers.values():  # a stop that is cancelled may not have begun with them
                 worker.halt()
             left_s = max(_CLOSE_S, deadline - (self._monotonic() - started))
-            kept, discarded = await self._transport.close(left_s)
-            within = self._monotonic() - started <= deadline + 0.5
-            try:
+            kept, discarded, within = 0, 0, False
+            try:  # a stop may be cancelled here too, and must not leave the bus stopping for ever
+                kept, discarded = await self._transport.close(left_s)
+                within = self._monotonic() - started <= deadline + 0.5
                 await self.emergency.closed()
                 await self.escalations.stop(_TELL_S)
             finally:
@@ -554,7 +555,7 @@ class MessageBus:
             raise GlassbusError("a handler cannot await bus.emergency_stop(): call bus.emergency.request(reason)")
         return await self.emergency.stop(reason, deadline)
 
-    def emergency_on_signals(self, *signals: int) -> None:
+    def emergency_on_signals(self, *signals: int, deadline: float = DEADLINE_S) -> None:
         """Make an emergency stop when one of `signals` comes, from now on. On the loop of the main thread.
 
         Raises ConfigurationError where signals cannot be handled.
@@ -562,7 +563,8 @@ class MessageBus:
         loop = get_running_loop()
         for number in signals:
             try:
-                loop.add_signal_handler(number, self.emergency.request, f"signal {signal.Signals(number).name}")
+                told = f"signal {signal.Signals(number).name}"
+                loop.add_signal_handler(number, self.emergency.request, told, deadline)
             except (ValueError, RuntimeError, NotImplementedError) as error:
                 raise ConfigurationError(f"signal {shown(number)} cannot be handled here: {error}") from error
 

@@ -95,7 +95,7 @@ class Emergency(Observer):
         self._files = Runner("glassbus-emergency", clock)
         self._folder = Path(settings.state_dir) / "emergency" / settings.name if settings.state_dir else None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._requested = ""
+        self._requested: tuple[str, float] | None = None
         self._stop: asyncio.Task[EmergencyStopEnded] | None = None
         self._reason = ""
         self._began_at = self._ends_at = 0.0
@@ -140,9 +140,9 @@ class Emergency(Observer):
             self._stop = loop.create_task(self._run(deadline_s, error), name="glassbus:emergency")
         return self._stop
 
-    def request(self, reason: str) -> None:
+    def request(self, reason: str, deadline_s: float = DEADLINE_S) -> None:
         """Have the bus stop soon. Any thread, and safe in a signal handler: it sets a flag and wakes the loop."""
-        self._requested = self._requested or reason or "asked for"
+        self._requested = self._requested or (reason or "asked for", deadline_s)
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.look)
@@ -150,7 +150,7 @@ class Emergency(Observer):
     def look(self) -> None:
         """On the loop, about once a second: was it asked for?"""
         if self._requested and self._stop is None and self._bus.state() in ("starting", "running", "stopping"):
-            self.begin(self._requested)
+            self.begin(*self._requested)
 
     async def _run(self, deadline_s: float, error: str) -> EmergencyStopEnded:
         state = self._bus.state()
@@ -307,8 +307,10 @@ class Emergency(Observer):
         def job() -> None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - told to whoever waits
+            except Exception as error:  # noqa: BLE001 - told to whoever waits
                 _on(loop, _fail, done, error)
+            except BaseException as error:  # noqa: BLE001 - one of these would end the loop
+                _on(loop, _fail, done, RuntimeError(type_name(type(error))))
             else:
                 _on(loop, _finish, done)
 
