@@ -46,6 +46,7 @@ from glassbus.faults import (
 from glassbus.recovery.escalation import Escalation
 from glassbus.telemetry import setup
 from glassbus.telemetry.pipeline import SpanQueue
+from glassbus.testing import VirtualClock, run_virtual
 
 ONCE = Retry(max_attempts=1)
 
@@ -441,6 +442,25 @@ def test_a_disk_that_is_full_to_the_last_byte_holds_up_settlements_until_it_heal
         assert (await house.bus.audit()).ok
 
     play(scenario, f"sqlite:///{tmp_path / 'store.db'}")
+
+
+def test_a_stop_that_is_cancelled_while_the_store_fails_leaves_the_bus_stopped(tmp_path: Path) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        house = House(clock, f"sqlite:///{tmp_path / 'store.db'}")
+        house.subscribe()
+        await house.bus.start()
+        async with inject(house.bus, DiskFull(entirely=True), "disk"):
+            stopping = asyncio.create_task(house.bus.stop(5.0))
+            await asyncio.sleep(0.5)
+            stopping.cancel()
+            await asyncio.wait({stopping})
+            assert stopping.cancelled()
+            async with asyncio.timeout(10.0):
+                await house.bus.stop(1.0)
+        assert not house.bus.running
+        assert len(house.of(f.BusStopped)) == 1
+
+    run_virtual(scenario)
 
 
 def test_an_io_error_of_the_disk_goes_through_the_stores_own_recovery(tmp_path: Path) -> None:
