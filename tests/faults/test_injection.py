@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from glassbus import ConfigurationError, Message, MessageBus, Retry, UnknownSubscription
+from glassbus import ConfigurationError, Message, MessageBus, ProductionMessageBus, Retry, UnknownSubscription
 from glassbus.facts import FaultHealed, FaultInjected
 from glassbus.faults import (
     After,
@@ -43,8 +44,10 @@ from glassbus.faults import (
 from glassbus.faults.schedule import admits
 from glassbus.faults.taps import tap, tapped
 from glassbus.faults.target import PORTS, parse_target
+from glassbus.faults.transport import FaultyTransport
 from glassbus.faults.wiring import _holders
 from glassbus.testing import RecordingObserver, VirtualClock, expect_facts, run_virtual
+from glassbus.transport import let_grow
 
 
 @pytest.fixture(autouse=True)
@@ -369,6 +372,72 @@ def test_nothing_of_it_is_in_the_way_before_and_after(
             ]
 
     run_virtual(scenario)
+
+
+OWN = {"claim", "claim_now", "close", "flush", "probe", "publish", "publish_now", "settle"}
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///x.db"])
+def test_the_stand_in_can_do_what_the_transport_can(url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is asked of it, by its class or by its attributes, is answered by the real one."""
+    monkeypatch.chdir(tmp_path)
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = plain_bus(url=url)
+        async with bus:
+            real = bus._transport
+            public = {name for name in dir(real) if not name.startswith("_")}
+            with inject(bus, Refuse(), "transport:probe", schedule=After(1000)):
+                faulty: Any = bus._transport
+                assert faulty is not real
+                for name in public - OWN:
+                    assert inspect.getattr_static(faulty, name, None) is not None, name
+                    assert getattr(faulty, name) == getattr(real, name), name
+                let_grow(faulty, False)
+                assert getattr(real, "may_grow", False) is False
+                assert (await faulty.audit()).ok
+
+    run_virtual(scenario)
+
+
+def test_a_subscription_that_comes_and_goes_meanwhile_is_wired_as_any_other() -> None:
+    runs: list[int] = []
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = plain_bus()
+        bus.subscribe("a", name="first")(_no_op)
+        async with bus:
+            async with inject(bus, Delay(0.1), "transport:*"), inject(bus, Delay(0.1), "handler:*"):
+
+                @bus.subscribe("a", name="second")
+                async def take(message: Message[int]) -> None:
+                    runs.append(message.payload)
+
+                await bus.publish("a", 1)
+                await bus.forget("first")
+                await bus.drain(60)
+            await asyncio.sleep(1.0)
+            held = [value for worker in bus.subscribers() for value in vars(worker).values()]
+            assert not any(isinstance(value, FaultyTransport) for value in held)
+            await bus.publish("a", 2)
+            await bus.drain(60)
+        assert runs == [1, 2]
+
+    run_virtual(scenario)
+
+
+def test_the_blocking_bus_takes_faults_from_its_callers_thread() -> None:
+    bus = ProductionMessageBus({"telemetry": False, "retry": Retry(max_attempts=5, base_delay=0.0)})
+    runs: list[int] = []
+    try:
+        bus.subscribe("a", lambda message: runs.append(1), name="a")
+        bus.start()
+        with inject(bus, Refuse(), "handler:a", schedule=First(2)) as injection:
+            bus.publish("a", {"n": 1})
+            bus.drain(30)
+        assert (runs, injection.hits) == ([1], 2)
+    finally:
+        bus.stop()
 
 
 def test_without_a_fault_nothing_of_the_room_is_even_loaded() -> None:

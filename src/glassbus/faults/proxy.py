@@ -89,7 +89,7 @@ class FaultyProxy:
             moves.set()
         if self._refusing:
             self._refusing = False
-            self._keep(self._listen())
+            self._keep(self._listen_again())
 
     def drop(self) -> None:
         """Reset every connection there is, once; new ones pass."""
@@ -134,6 +134,16 @@ class FaultyProxy:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _listen_again(self) -> None:
+        """Take the port back; something else may hold it for a moment, as a child that was forked meanwhile does."""
+        while not self._refusing:
+            try:
+                await self._listen()
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     async def _listen(self) -> None:
         if self._listening is None:

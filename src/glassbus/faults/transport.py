@@ -36,11 +36,21 @@ def stand_in(injection: Injection, operations: Sequence[str], undo: ExitStack) -
     if isinstance(present, FaultyTransport):
         faulty = present
     else:
-        faulty = FaultyTransport(present, bus)
+        faulty = _stand_in_for(present)(present, bus)
         undo.callback(faulty.leave)  # in case the exchange fails half-way
         exchange(bus, present, faulty)
     faulty.upon.append((injection, tuple(operations)))
     undo.callback(faulty.take_away, injection)
+
+
+def _stand_in_for(real: Transport) -> type[FaultyTransport]:
+    """A class that has what `real` has beyond the port too: what a transport can do besides is asked of its class."""
+
+    def passed_on(name: str) -> property:
+        return property(lambda self: getattr(self.real, name), lambda self, value: setattr(self.real, name, value))
+
+    besides = {name for name in dir(real) if not name.startswith("_")} - set(dir(FaultyTransport))
+    return type("FaultyTransport", (FaultyTransport,), {name: passed_on(name) for name in sorted(besides)})
 
 
 class _Held:
@@ -69,6 +79,7 @@ class FaultyTransport:
         self._failing = False  # settlements fail, and that was told
 
     def __getattr__(self, name: str) -> Any:
+        """What is private to the real one, for those who know it."""
         return getattr(self.real, name)
 
     # Coming and going
