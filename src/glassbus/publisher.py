@@ -30,11 +30,10 @@ from glassbus.message import (
     check_topic,
 )
 from glassbus.observer import Hub, Observer, Propagator, safe_text
-from glassbus.policy.routing import OTHER, destination
+from glassbus.policy.routing import OTHER, ByTopic, destination
 from glassbus.record.tally import PublishTally
 from glassbus.transport import Stored
 
-_TOPICS_MAX = 10_000
 # Looking a member up on its enum takes longer than comparing it.
 _NORMAL = Priority.NORMAL
 _TRACE_CONTEXT = frozenset({"traceparent", "tracestate", "baggage"})
@@ -56,7 +55,7 @@ class Publisher:
         self._level = level
         self._hub = hub
         self._monotonic, self._wall = clock.monotonic, clock.wall
-        self._topics: dict[str, PublishTally] = {}
+        self._topics: ByTopic[PublishTally] = ByTopic()
         self._patterns: list[str] = []
         self._propagators: tuple[Propagator, ...] = ()
         self._sampling: tuple[Observer, ...] = ()
@@ -149,9 +148,7 @@ class Publisher:
         tally = self._topics.get(envelope.topic) or self._tally(envelope.topic)
         if outcome.spooled is not None and not outcome.duplicate:
             self._hub.state(
-                MessageSpooled(
-                    at=self._wall(), envelope=envelope, destination=tally.destination, duration_s=duration_s
-                )
+                MessageSpooled(at=self._wall(), envelope=envelope, destination=tally.destination, duration_s=duration_s)
             )
             return
         if outcome.duplicate or not outcome.subscriptions:
@@ -168,14 +165,11 @@ class Publisher:
 
     def _tally(self, topic: str) -> PublishTally:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""
-        if len(self._topics) >= _TOPICS_MAX:
-            self._topics.clear()
         label = destination(topic, self._patterns)
         found = self.tallies.get(label)
         if found is None:
             found = self.tallies[label] = PublishTally(label)
-        self._topics[topic] = found
-        return found
+        return self._topics.keep(topic, found, label)
 
     def _state_published(
         self, envelope: Envelope, outcome: Stored, label: str, duration_s: float, sampled: bool

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from glassbus.message import check_pattern, check_topic
-from glassbus.policy.routing import OTHER, destination, is_exact, matches
+from glassbus.policy.routing import OTHER, ByTopic, destination, is_exact, matches
 
 PART = st.sampled_from(["a", "b", "ab", "a-b", "A_1", "0"])
 TOPIC = st.lists(PART, min_size=1, max_size=5).map(".".join)
@@ -55,3 +58,37 @@ def test_the_destination_is_declared_and_the_most_exact(topic: str, patterns: li
 @given(PATTERN)
 def test_a_pattern_is_exact_only_without_wildcards(pattern: str) -> None:
     assert is_exact(pattern) is not any(part in ("*", ">") for part in pattern.split("."))
+
+
+@given(st.lists(st.text("abc.", min_size=1, max_size=255), max_size=50))
+def test_what_is_remembered_of_topics_is_what_was_kept(topics: list[str]) -> None:
+    known: ByTopic[str] = ByTopic()
+    for topic in topics:
+        kept = known.keep(topic, f"route of {topic[:1]}", topic[:1])
+        assert kept is known[topic]
+        assert kept == f"route of {topic[:1]}"
+
+
+def test_topics_that_are_treated_alike_share_a_value_until_all_is_forgotten() -> None:
+    known: ByTopic[list[int]] = ByTopic()
+    first = known.keep("a", [1], "same")
+    assert known.keep("b", [2], "same") is first
+    assert known.keep("c", [3], "other") == [3]
+    known.clear()
+    assert known.keep("b", [2], "same") == [2]
+
+
+@pytest.mark.parametrize("length", [6, 255])
+def test_a_million_topics_take_no_more_room_than_a_few(length: int) -> None:
+    tracemalloc.start()
+    try:
+        known: ByTopic[None] = ByTopic()
+        for number in range(20_000):
+            known.keep(f"{number:0{length}}", None, number % 3)
+            assert f"{number:0{length}}" in known
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+        for number in range(20_000):
+            known.keep(f"{number}", None, number)
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+    finally:
+        tracemalloc.stop()

@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 #: The destination label of a topic that nobody declared.
 OTHER = "_other"
+#: What one `ByTopic` may take, and about what an entry takes besides its topic's letters, and a value of its own.
+_BYTES_MAX = 512 * 1024
+_ENTRY_BYTES, _VALUE_BYTES = 125, 500
 
 
 @lru_cache(maxsize=16_384)
@@ -34,6 +40,36 @@ def matches(pattern: str, topic: str) -> bool:
 
 def is_exact(pattern: str) -> bool:
     return "*" not in pattern and ">" not in pattern
+
+
+class ByTopic(dict[str, Value]):
+    """What was found out about topics, remembered within half a megabyte, whatever topics a stranger thinks of.
+
+    Full, it forgets all of them: what it held is found out again. Not thread-safe.
+    """
+
+    __slots__ = ("_room", "_values")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[Hashable, Value] = {}
+        self._room = _BYTES_MAX
+
+    def keep(self, topic: str, value: Value, alike: Hashable) -> Value:
+        """Remember `value`, or the one that was kept as `alike` before: one for all topics that are treated alike."""
+        if len(topic) + _ENTRY_BYTES > self._room:
+            self.clear()
+        if alike not in self._values:
+            self._values[alike] = value
+            self._room -= _VALUE_BYTES
+        found = self[topic] = self._values[alike]
+        self._room -= len(topic) + _ENTRY_BYTES
+        return found
+
+    def clear(self) -> None:
+        super().clear()
+        self._values.clear()
+        self._room = _BYTES_MAX
 
 
 def destination(topic: str, patterns: Iterable[str]) -> str:

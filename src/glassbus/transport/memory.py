@@ -36,7 +36,7 @@ from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision, State
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.overflow import Rung, is_expanded, next_rung, unconsumed_report
-from glassbus.policy.routing import destination, matches
+from glassbus.policy.routing import ByTopic, destination, matches
 from glassbus.transport import (
     DeadLetterFilter,
     DeadLetterRecord,
@@ -54,7 +54,6 @@ from glassbus.transport.ladder import make_room, overflowed, plans
 from glassbus.transport.queue import Queue, Waiter, wanted_by
 from glassbus.transport.spill import restore, spill
 
-_ROUTES_MAX = 10_000
 _NORMAL_ONLY = (int(Priority.NORMAL),)
 _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than comparing it
 
@@ -78,7 +77,7 @@ class MemoryTransport:
         self._clock = clock
         self._spill_path = Path(spill_dir) / f"{name}.spill.jsonl" if spill_dir else None
         self._queues: dict[str, Queue] = {}
-        self._routes: dict[str, _Route] = {}
+        self._routes: ByTopic[_Route] = ByTopic()
         self._known = KnownIds()
         self._sequence = itertools.count(1)
         self._gone = Account()
@@ -244,11 +243,8 @@ class MemoryTransport:
             raise BusNotRunning("the transport is closed")
         queues = tuple(q for q in self._queues.values() if matches(q.spec.pattern, topic))
         label = destination(topic, (q.spec.pattern for q in queues))
-        if len(self._routes) >= _ROUTES_MAX:
-            self._routes.clear()
-        route = (queues, label, Stored(tuple(q.spec.name for q in queues)))
-        self._routes[topic] = route
-        return route
+        stored = Stored(tuple(q.spec.name for q in queues))
+        return self._routes.keep(topic, (queues, label, stored), (label, stored.subscriptions))
 
     async def _publish_slowly(self, batch: Sequence[Envelope], wait_s: float) -> Sequence[Stored]:
         """The general case: known ids, delays, expiry, full queues."""

@@ -16,12 +16,10 @@ from glassbus.config import Overflow
 from glassbus.errors import UnknownSubscription
 from glassbus.message import Envelope
 from glassbus.policy.priority import PriorityTurn
-from glassbus.policy.routing import destination, matches
+from glassbus.policy.routing import ByTopic, destination, matches
 from glassbus.transport import Hold, Stored, SubscriptionSpec
 from glassbus.transport.sqlite.schema import COUNTS
 from glassbus.transport.sqlite.sql import select, value
-
-_ROUTES_MAX = 10_000
 
 
 class Queue:
@@ -109,7 +107,7 @@ class Books:
         self._saved_id = 1
         self._generation = -1
         self._version = -1
-        self._routes: dict[str, Route] = {}
+        self._routes: ByTopic[Route] = ByTopic()
 
     def invalidate(self) -> None:
         """Forget that the cache is right: a transaction failed after changing it."""
@@ -193,9 +191,7 @@ class Books:
             label = destination(topic, (q.spec.pattern for q in queues))
             stored = Stored(tuple(q.name for q in queues))
             found = Route(queues, label, stored, (stored,), ",".join(str(q.id) for q in queues))
-            if len(self._routes) >= _ROUTES_MAX:
-                self._routes.clear()
-            self._routes[topic] = found
+            return self._routes.keep(topic, found, (label, stored.subscriptions))
         return found
 
     def names(self, ids: str | None) -> tuple[str, ...]:
