@@ -134,6 +134,28 @@ def test_refuse_is_a_port_on_which_nobody_listens() -> None:
     play(scenario)
 
 
+def test_healing_takes_the_port_back_even_if_something_held_it_meanwhile() -> None:
+    async def scenario(proxy: FaultyProxy) -> None:
+        proxy.refuse()
+        with socket.socket() as squatter:
+            squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            squatter.bind(("127.0.0.1", proxy.port))
+            squatter.listen()
+            proxy.heal()
+            await asyncio.sleep(SILENCE_S)
+        async with asyncio.timeout(SOON_S):
+            while True:
+                try:
+                    client = await Client.to(proxy.port)
+                    break
+                except ConnectionError:
+                    await asyncio.sleep(0.01)
+        assert await client.say(b"hello") == b"hello"
+        client.close()
+
+    play(scenario)
+
+
 def test_a_partition_is_silent_and_what_it_held_back_comes_afterwards() -> None:
     async def scenario(proxy: FaultyProxy) -> None:
         client = await Client.to(proxy.port)
