@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from kit import House, play
 
-from glassbus import Retry
+from glassbus import ErrorSeverity, Retry
 from glassbus.facts import Delivery
 from glassbus.faults import CorruptPayload, Hang, MemoryPressure, Raise, Refuse, inject
 from glassbus.observer import Observer
+from glassbus.recovery.escalation import Escalation
 
 RETRY = Retry(max_attempts=4, immediate=1, base_delay=0.5)
 
@@ -230,3 +232,86 @@ def test_no_observer_changes_what_happens_or_what_is_stated(kind: type[Observer]
 
 def test_nor_do_all_of_them_together(undisturbed: Day) -> None:
     assert play(a_bad_day, observers=[kind() for kind in HOSTILE]) == undisturbed
+
+
+# Channels of escalations
+
+
+class Calls:
+    """A channel; what it is told it does not care about."""
+
+    name, at_least, batch, refresh_s = "mine", ErrorSeverity.LOW, 5, 0.0
+
+    def send(self, notices: Any) -> Any:
+        """Takes it."""
+
+
+class CallRaises(Calls):
+    def send(self, notices: Any) -> Any:
+        raise OSError("no answer")
+
+
+class CallExits(Calls):
+    def send(self, notices: Any) -> Any:
+        raise SystemExit
+
+
+class CallUnspeakable(Calls):
+    def send(self, notices: Any) -> Any:
+        raise Unspeakable
+
+
+class CallHangs(Calls):
+    over = threading.Event()
+
+    def send(self, notices: Any) -> Any:
+        self.over.wait()
+
+
+class CallRewrites(Calls):
+    """Changes whatever of what it is told can be changed, and answers nonsense."""
+
+    def send(self, notices: Any) -> Any:
+        for notice in notices:
+            for part in (notice, notice.escalation):
+                for name in part.__struct_fields__:
+                    with contextlib.suppress(AttributeError, TypeError):
+                        setattr(part, name, None)
+        notices.clear()
+        return NotImplemented
+
+
+CHANNELS = [CallRaises, CallExits, CallUnspeakable, CallHangs, CallRewrites]
+
+
+@pytest.mark.parametrize("kind", CHANNELS, ids=lambda kind: kind.__name__)
+def test_no_channel_changes_what_happens_or_what_is_stated(kind: type[Calls], undisturbed: Day) -> None:
+    """But for whom it told, and whether that worked."""
+    kind_over = getattr(kind, "over", threading.Event())
+    try:
+        assert play(a_bad_day, escalation=Escalation(channels=(kind(),))) == undisturbed
+    finally:
+        kind_over.set()
+
+
+# Rules of classification
+
+
+def rule_raises(error: BaseException) -> Any:
+    raise OSError("no rule")
+
+
+def rule_exits(error: BaseException) -> Any:
+    raise SystemExit
+
+
+def rule_lies(error: BaseException) -> Any:
+    return "everything", "is fine"
+
+
+RULES = [rule_raises, rule_exits, rule_lies]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_that_does_not_work_is_passed_over(rule: Any, undisturbed: Day) -> None:
+    assert play(a_bad_day, rules=[rule]) == undisturbed
