@@ -719,3 +719,8 @@ def test_settings_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
 def test_delivery_of_the_samples_names_its_subscription() -> None:
     (alarm,) = Triggers(MEDIUM).alarms(fact_from(dead()))
     assert DELIVERY.subscription in alarm.summary
+
+
+def test_the_page_for_people_names_each_of_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "escalation.md").read_text()
+    assert [name for name in NAMES if f"| `{name}` |" not in page] == []
