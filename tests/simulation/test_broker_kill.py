@@ -15,7 +15,7 @@ from tests.simulation.broker_kill import Verdict
 
 def test_nothing_is_lost_to_a_killed_broker_or_a_broken_line_and_all_recovers(tmp_path: Path) -> None:
     need_server()
-    verdict = asyncio.run(broker_kill.run(tmp_path, 1, kill=2, partition=1, half_open=1, storm=1, fail_over=1))
+    verdict = asyncio.run(broker_kill.run(tmp_path, 1, kill=2, half_open=1, storm=1, fail_over=1))
     assert verdict.ok, broker_kill.summary(verdict)
     assert verdict.spooled > 0
 

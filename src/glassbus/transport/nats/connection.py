@@ -81,6 +81,9 @@ class Link:
                     servers=[_server(self.address)],
                     name=name,
                     allow_reconnect=False,
+                    # Else a refused connection is tried again and again until the time is over.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
                     connect_timeout=CONNECT_S,  # type: ignore[arg-type] # a float will do
                     ping_interval=PING_S,  # type: ignore[arg-type]
                     max_outstanding_pings=2,
@@ -92,7 +95,10 @@ class Link:
                 )
         except Exception as error:  # noqa: BLE001 - whatever the client raises, it is not connected
             await self.close()
-            raise self._translate(error) from _without_secrets(error)
+            cause: BaseException = error
+            if isinstance(error, nats_errors.NoServersError) and self._last_error is not None:
+                cause = self._last_error  # which says why
+            raise self._translate(cause) from _without_secrets(cause)
         self._up = True
         version = self._client.connected_server_version
         if (version.major, version.minor, version.patch) < SERVER_MIN:
