@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests import nats_kit
-
 from glassbus.bus import MessageBus
 from glassbus.clock import Clock
 from glassbus.config import Overflow, Settings, addresses
@@ -26,6 +24,7 @@ from glassbus.policy.ledger import Account
 from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
 from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Features, Hold, Stored, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
+from tests import nats_kit
 
 #: Virtual seconds within which what must come has come, and after which what has not come will not.
 SOON_S = 5.0

@@ -10,7 +10,7 @@ from glassbus.policy.delivery import PENDING, State
 from glassbus.policy.overflow import Rung, Step, capacity_now, climb, left_out, may_grow_to
 
 if TYPE_CHECKING:
-    from glassbus.transport.nats.state import Book, Row
+    from glassbus.transport.nats.model import Book, Row
 
 _COMPACT_MIN = 1000
 

@@ -11,7 +11,7 @@ from glassbus.message import Envelope
 from glassbus.policy.overflow import displaced_report, unconsumed_report
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.connection import Link, NotFound
-from glassbus.transport.nats.state import Dead, Row
+from glassbus.transport.nats.model import Dead, Row
 from glassbus.transport.nats.stream import Place
 from glassbus.transport.reports import decode_report
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from glassbus.clock import Clock
@@ -16,24 +15,24 @@ from glassbus.errors import (
     EndpointUnreachable,
     GlassbusError,
     PublishUncertain,
-    StoreCorrupt,
     TransportError,
     safe_text,
 )
-from glassbus.facts import Delivery, Fact, TransportRecovered, transport_failed
-from glassbus.message import Envelope
+from glassbus.facts import TransportRecovered, transport_failed
 from glassbus.transport import Hold
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats import snapshot
 from glassbus.transport.nats.backlog import Backlog
 from glassbus.transport.nats.connection import ANSWER_S, Link, StoreRefused
-from glassbus.transport.nats.contents import Contents, at_hand
+from glassbus.transport.nats.contents import Contents
 from glassbus.transport.nats.follower import SILENCE_S, Follower
+from glassbus.transport.nats.handing import Handing
 from glassbus.transport.nats.mailbox import Mailbox
+from glassbus.transport.nats.model import Book
 from glassbus.transport.nats.requests import Answers, Close, Publish, Request
 from glassbus.transport.nats.rounds import Rounds
+from glassbus.transport.nats.runs import Runs
 from glassbus.transport.nats.sending import Sending, bears
-from glassbus.transport.nats.state import Book, Row
 from glassbus.transport.nats.stream import Place, ensure
 from glassbus.transport.nats.sweeping import Sweeper
 from glassbus.transport.nats.view import NEVER, View
@@ -43,9 +42,6 @@ Result = TypeVar("Result")
 _RETRY_S = 0.25
 _RETRY_MAX_S = 10.0
 _WATCH_S = 1.0
-#: How long a message that could not be read is tried again, in seconds.
-_READ_AGAIN_S = 0.2
-_NOBODY = Envelope("", "", b"", "", {})
 
 
 class Engine:
@@ -72,6 +68,8 @@ class Engine:
         self._post_to_loop = post
         self._name = name
         self._backlog = Backlog()
+        self.contents = Contents(place, self.need_link)
+        self._handing = Handing(self.contents, self.mailbox, lambda: self._answers, self._post, self._spawn)
         self._sweeper = Sweeper(place)
         self._rounds = Rounds(
             place,
@@ -80,10 +78,10 @@ class Engine:
             self.view,
             self._sweeper,
             lease_s=lease_s,
-            hand_out=self._hand_out,
-            tell=self._tell,
+            hand_out=self._handing.hand_out,
+            tell=self._handing.tell,
         )
-        self.contents = Contents(place, self.need_link)
+        self._handing.rounds = self._rounds
         self._answers = Answers()
         self._link: Link | None = None
         self._follower: Follower | None = None
@@ -102,8 +100,7 @@ class Engine:
         self._loop: asyncio.AbstractEventLoop
         self._registered: asyncio.Future[None] | None = None  # while somebody dials
         self._running = threading.Event()
-        self._runs_lock = threading.Lock()
-        self._runs: dict[Future[Any], Coroutine[Any, Any, Any]] | None = {}
+        self._runs = Runs(self.mailbox)
         self._thread = threading.Thread(target=self._run, name="glassbus-nats", daemon=True)
 
     # For the bus's loop
@@ -123,29 +120,7 @@ class Engine:
 
     def run(self, make: Callable[[], Coroutine[Any, Any, Result]]) -> Future[Result]:
         """Run a coroutine on the thread; virtual time stands still until it has ended."""
-        with self._runs_lock:
-            if self._runs is None:
-                raise TransportError("the store is closed")
-            self.mailbox.begin()
-            coroutine = make()
-            running = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-            self._runs[running] = coroutine
-        running.add_done_callback(self._ran)
-        return running
-
-    def _ran(self, running: Future[Any]) -> None:
-        with self._runs_lock:
-            if self._runs is not None:
-                self._runs.pop(running, None)
-
-    def _end_runs(self) -> None:
-        """The event loop is gone: what it was yet to run is run no more."""
-        with self._runs_lock:
-            runs, self._runs = self._runs or {}, None
-        for running, coroutine in runs.items():
-            coroutine.close()
-            with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
-                running.set_exception(TransportError("the store is closed"))
+        return self._runs.run(self._loop, make)
 
     def hold_back_low(self, name: str, held: bool) -> None:
         """Have no LOW message of `name` claimed from the next entry on, or have them claimed again."""
@@ -156,11 +131,11 @@ class Engine:
 
     @property
     def may_grow(self) -> bool:
-        return self._rounds.may_grow
+        return self._rounds.publishing.may_grow
 
     @may_grow.setter
     def may_grow(self, allowed: bool) -> None:
-        self._rounds.may_grow = allowed
+        self._rounds.publishing.may_grow = allowed
 
     def abandon(self) -> None:
         """Stop as soon as possible: the deadline of `close` has passed."""
@@ -181,7 +156,7 @@ class Engine:
             self._clock.detach(self.mailbox)
             self.mailbox.close()
             self._running.set()
-            self._end_runs()
+            self._runs.end()
             self._refuse_rest(self._broken or TransportError("the store is closed"))
 
     def _refuse_rest(self, error: BaseException) -> None:
@@ -379,70 +354,6 @@ class Engine:
         if self.view.live:
             self._answers.holds.append((book.name, book.hold))
 
-    # Messages to hand out
-
-    def _hand_out(self, name: str, rows: Sequence[Row]) -> None:
-        far: list[tuple[Row, Any]] = []
-        for row in rows:
-            envelope = at_hand(row)
-            delivery = self._rounds.delivery(row, envelope or _NOBODY)
-            if envelope is None:
-                far.append((row, delivery))
-            else:
-                self._give(name, delivery)
-        if far:
-            self._spawn(self._fetch_and_give(name, far))
-
-    def _give(self, name: str, delivery: Any) -> None:
-        waiting = self._rounds.waiters(name)
-        while waiting:
-            future = waiting.popleft()
-            if not future.done():
-                self._answers.claimed.append((future, delivery))
-                return
-        self._rounds.give_back(delivery)
-
-    async def _fetch_and_give(self, name: str, far: list[tuple[Row, Any]]) -> None:
-        envelopes = await self._read_at_last(lambda: self.contents.envelopes([row for row, _ in far]))
-        for (_, delivery), envelope in zip(far, envelopes, strict=True):
-            delivery.envelope = envelope
-            self._give(name, delivery)
-        self._post()
-        self.mailbox.stir()
-
-    async def _read_at_last(self, read: Callable[[], Awaitable[Result]]) -> Result:
-        """Read, however often the connection breaks under it. Raises StoreCorrupt."""
-        while True:
-            try:
-                return await read()
-            except StoreCorrupt:
-                raise
-            except TransportError:
-                # What it was to tell is told when there is a connection again; virtual time goes on meanwhile.
-                self.mailbox.end()
-                try:
-                    await asyncio.sleep(_READ_AGAIN_S)
-                finally:
-                    self.mailbox.begin()
-
-    def _tell(self, rows: Sequence[Row], facts: Callable[[list[Delivery]], list[Fact]]) -> None:
-        """State facts about deliveries, once their messages are at hand."""
-        envelopes = [at_hand(row) for row in rows]
-        told = [self._rounds.delivery(row, envelope or _NOBODY) for row, envelope in zip(rows, envelopes, strict=True)]
-        if None in envelopes:
-            self._spawn(self._tell_later(rows, told, facts))
-        else:
-            self._answers.facts.extend(facts(told))
-
-    async def _tell_later(
-        self, rows: Sequence[Row], told: list[Delivery], facts: Callable[[list[Delivery]], list[Fact]]
-    ) -> None:
-        envelopes = await self._read_at_last(lambda: self.contents.envelopes(rows))
-        for delivery, envelope in zip(told, envelopes, strict=True):
-            delivery.envelope = envelope
-        self._answers.facts.extend(facts(told))
-        self._post()
-
     # The connection
 
     def need_link(self) -> Link:
@@ -461,7 +372,7 @@ class Engine:
             await self._follow(link, str(address))
             self._link = link
             with self.lock:
-                self._rounds.max_payload = link.max_payload
+                self._rounds.publishing.max_payload = link.max_payload
                 self._connected()
             self.mailbox.stir()
             async with asyncio.timeout(ANSWER_S):

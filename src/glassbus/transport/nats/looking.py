@@ -16,7 +16,8 @@ from glassbus.transport.nats import records as r
 from glassbus.transport.nats import snapshot
 from glassbus.transport.nats.climbing import capacity
 from glassbus.transport.nats.follower import Follower
-from glassbus.transport.nats.state import Dead, Fold, Row
+from glassbus.transport.nats.model import Dead, Row
+from glassbus.transport.nats.state import Fold
 from glassbus.transport.nats.view import Place
 
 if TYPE_CHECKING:

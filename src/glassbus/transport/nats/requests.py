@@ -17,14 +17,14 @@ from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision
 from glassbus.transport import Hold, Recorded, Stored
 from glassbus.transport.nats import records as r
-from glassbus.transport.nats.state import Book
+from glassbus.transport.nats.model import Book
 
 
 class Publish(msgspec.Struct, eq=False):
     """A batch to store, all or nothing. Times are monotonic seconds.
 
     `sent` is the batch as it is written, made once. `slowed`: the full queue it has to wait for. `uncertain`:
-    its publisher was told that it may be stored. `forsaken`: its publisher was cancelled.
+    its publisher was told that it may be stored. `forsaken`: its publisher was cancelled. `stored`: for certain.
     """
 
     batch: Sequence[Envelope]
@@ -35,6 +35,7 @@ class Publish(msgspec.Struct, eq=False):
     slowed: Book | None = None
     uncertain: bool = False
     forsaken: bool = False
+    stored: bool = False
 
 
 class Claim(msgspec.Struct, eq=False):

@@ -12,7 +12,8 @@ from glassbus.policy.ledger import Account
 from glassbus.transport import Hold
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.connection import Link, NotFound
-from glassbus.transport.nats.state import Blob, Book, Dead, Fold, Known, Owner, Row
+from glassbus.transport.nats.model import Blob, Book, Dead, Known, Owner, Row
+from glassbus.transport.nats.state import Fold
 from glassbus.transport.nats.stream import Place
 
 

@@ -35,6 +35,7 @@ from glassbus.transport import (
 from glassbus.transport.nats import looking
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats.engine import Engine
+from glassbus.transport.nats.model import Row, Unknown
 from glassbus.transport.nats.requests import (
     Answers,
     Call,
@@ -47,7 +48,6 @@ from glassbus.transport.nats.requests import (
     Settlement,
 )
 from glassbus.transport.nats.rounds import nobody_asks, uncharged
-from glassbus.transport.nats.state import Row, Unknown
 from glassbus.transport.nats.stream import Place
 from glassbus.transport.nats.supervising import Patient
 

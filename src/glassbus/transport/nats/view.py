@@ -12,11 +12,15 @@ from glassbus.message import Priority
 from glassbus.policy.delivery import State
 from glassbus.policy.ledger import Account
 from glassbus.policy.priority import PriorityTurn
-from glassbus.transport.nats.state import Book, Fold, Row
+from glassbus.transport.nats.model import Book, Row
+from glassbus.transport.nats.state import Fold
 
 NEVER = float("inf")
 #: What expires within this many seconds is expired together; a claim never hands it out, to the moment.
 EXPIRY_GROUP_S = 0.05
+#: How much of the messages that wait is kept at hand; what is beyond it is read from the stream when it is claimed.
+AT_HAND_BYTES = 64 * 1024 * 1024
+_ROW_BYTES = 200
 _COMPACT_MIN = 1000
 
 
@@ -105,6 +109,7 @@ class View:
         self.woken: set[Book] = set()
         #: Changes with subscriptions, their capacity and their consumers.
         self.generation = 0
+        self._at_hand = 0
         self._clock = clock
         self._on_held = on_held
         rows = self.fold.rows
@@ -118,6 +123,8 @@ class View:
         lanes = self.lanes(row.book)
         was = row.place
         self._leave(row, lanes)
+        if was == Place.NOWHERE and row.version == 0:
+            self._keep_at_hand(row)
         match row.state:
             case State.READY:
                 self._ready(row, lanes)
@@ -129,8 +136,11 @@ class View:
                 row.place = Place.RETRYING
                 lanes.retrying += 1
                 self._retries.push(self._clock.monotonic() + self._rest_of_delay(row), row)
-            case _:
+            case state:
                 row.place = Place.NOWHERE
+                if state is State.DEAD_LETTERED and row.attempt:  # it may rest there for long
+                    self._let_go(row)
+                    row.content = None
         if row.place:
             if row.expires_at:
                 self._expiring.push(row.expires_at, row)
@@ -143,6 +153,7 @@ class View:
         lanes = self.lanes(row.book)
         self._leave(row, lanes)
         row.place = Place.NOWHERE
+        self._let_go(row)
         self._free_key(row, lanes)
 
     def held(self, book: Book, /) -> None:
@@ -162,6 +173,21 @@ class View:
         if self.live:
             return row.delay_s
         return max(0.0, min(row.delay_s, row.moved_at + row.delay_s - self._clock.wall()))
+
+    def _keep_at_hand(self, row: Row) -> None:
+        if row.content is None:
+            return
+        size = len(row.content.body) + _ROW_BYTES
+        if self._at_hand + size > AT_HAND_BYTES:
+            row.content = None
+        else:
+            self._at_hand += size
+            row.kept = True
+
+    def _let_go(self, row: Row) -> None:
+        if row.kept and row.content is not None:
+            row.kept = False
+            self._at_hand -= len(row.content.body) + _ROW_BYTES
 
     # Places
 
