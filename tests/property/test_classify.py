@@ -194,6 +194,7 @@ def circular() -> object:
         # The standard library
         (raised_by(lambda: json.dumps(object())), C.SERIALIZATION_ERROR),
         (raised_by(circular), C.SERIALIZATION_ERROR),
+        (raised_by(lambda: json.dumps(object(), default=lambda _: int("x"))), C.MESSAGE_PROCESSING_ERROR),
         (raised_by(lambda: pickle.dumps(threading.Lock())), C.SERIALIZATION_ERROR),
         (raised_by(lambda: pickle.dumps(lambda: 0)), C.SERIALIZATION_ERROR),
         (raised_by(lambda: int("x")), C.MESSAGE_PROCESSING_ERROR),

@@ -387,7 +387,11 @@ def test_a_failing_error_log_changes_no_answer(make: Make, tmp_path: Path) -> No
 
 def test_handling_that_fails_itself_is_counted_and_told(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bus, told = make(observers=[recorder := RecordingObserver()]), []
-    monkeypatch.setattr(bus.error_logger, "log_error", lambda report: 1 / 0)
+
+    def log_error(report: ErrorReport) -> bool:
+        raise SystemExit
+
+    monkeypatch.setattr(bus.error_logger, "log_error", log_error)
     assert bus._handle_message_processing_error("m", ValueError()) is False
     assert bus.metrics["handling_failures"] == 1
     told = [fact.during for fact in recorder.facts if type(fact).__name__ == "ObserverFailed"]

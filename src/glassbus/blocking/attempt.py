@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     @property
     def yes(self) -> bool:
         """A question was answered with something true; nothing is no answer."""
-        return self.asked and not self.error and self.value is not None and _truth(self.value)
+        return self.asked and not self.error and _truth(self.value)
 
 
 class Attempt:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import threading
 import time
@@ -14,6 +16,7 @@ from typing import Any, Self, TypeVar, overload
 
 from msgspec.structs import replace
 
+from glassbus.blocking.attempt import described
 from glassbus.blocking.feed import ErrorFeed
 from glassbus.blocking.handling import Handling
 from glassbus.blocking.loop import LoopThread
@@ -31,12 +34,15 @@ from glassbus.record.fingerprint import FailureSites
 from glassbus.recovery.emergency import DEADLINE_S
 from glassbus.recovery.health import Health, HealthStatus, SuccessWindow, by_rate
 
+logger = logging.getLogger("glassbus")
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: What the end of a program waits for a bus that still runs, in seconds.
 _EXIT_S = 5.0
 #: How much longer than its deadline a stop is waited for, in seconds: a loop that hangs does not answer.
 _STOP_GRACE_S = 5.0
+_SAMPLE_EVERY_S = 5.0
 _WORSE = (HealthStatus.HEALTHY, HealthStatus.UNKNOWN, HealthStatus.DEGRADED, HealthStatus.CRITICAL)
 
 
@@ -120,6 +126,7 @@ class ProductionMessageBus(Handling):
                     self._renew()
                 self._loop.call(self._core.start)
                 _running.add(self)
+                self._loop.post(self._beat, self._core)
         return self
 
     def _renew(self) -> None:
@@ -372,6 +379,13 @@ class ProductionMessageBus(Handling):
             return by_rate(rate)
         return max(health.status, by_rate(rate), key=_WORSE.index)
 
+    def _beat(self, core: MessageBus) -> None:
+        """Sample while `core` runs, also when nobody asks, so that the window is one of 5 minutes. On the loop."""
+        if core.running:
+            handled, failed, _, _ = self._counted()
+            self._sample(handled, failed + self.messages_failed)
+            asyncio.get_running_loop().call_later(_SAMPLE_EVERY_S, self._beat, core)
+
     def _sample(self, processed: int, failed: int) -> float:
         """The share of messages handled lately."""
         now = time.monotonic()
@@ -415,8 +429,10 @@ _buses: weakref.WeakSet[ProductionMessageBus] = weakref.WeakSet()
 
 def _at_exit() -> None:
     for bus in list(_running):
-        with contextlib.suppress(Exception):  # the program ends: nobody is left to tell
+        try:
             bus.stop(_EXIT_S)
+        except Exception as error:  # noqa: BLE001 - the program ends whatever comes; only the log is left to tell
+            logger.error("%r could not be stopped at the end of the program: %s", bus, described(error))
 
 
 def _after_fork() -> None:

@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, InvalidStateError
-from contextvars import copy_context
 from typing import Any, TypeVar
 
 from glassbus.blocking.helpers import HelpedLoop
@@ -67,12 +66,11 @@ class LoopThread:
         """
         self.check(getattr(function, "__name__", "this"))
         answer: Future[tuple[Result | None, BaseException | None]] = Future()
-        context = copy_context()
         begun: list[asyncio.Task[None]] = []
 
         def begin() -> None:
             if answer.set_running_or_notify_cancel():  # from here on the answer is the loop's to give
-                task = loop.create_task(_answered(answer, function, args, kwargs), context=context)
+                task = loop.create_task(_answered(answer, function, args, kwargs))
                 self._tasks.add(task)  # kept, also when the caller has gone
                 task.add_done_callback(self._tasks.discard)
                 begun.append(task)
@@ -84,7 +82,7 @@ class LoopThread:
         with self._lock:
             loop = self._running()
             self._waiting.add(answer)
-            loop.call_soon_threadsafe(begin)
+            loop.call_soon_threadsafe(begin)  # in a copy of this thread's context, and so does the task run
         try:
             result, error = answer.result(within_s)
         except BaseException:
