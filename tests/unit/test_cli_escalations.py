@@ -12,6 +12,7 @@ from cli_kit import Command, url_of
 
 from glassbus import Message, MessageBus, Retry
 from glassbus.cli import main
+from glassbus.recovery.escalation_file import look
 
 
 def bus_with_failures(path: Path, *errors: BaseException) -> MessageBus:
@@ -29,7 +30,9 @@ async def fail(bus: MessageBus, count: int) -> None:
     for number in range(count):
         await bus.publish("orders.created", number)
     await bus.drain()
-    while len(bus.escalations.open()) < count:
+    state_dir = bus.settings.state_dir
+    assert state_dir is not None
+    while sum(len(kept.escalations) for kept in look(state_dir)) < count:  # stored, not only open
         await asyncio.sleep(0.01)
 
 

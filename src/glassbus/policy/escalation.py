@@ -127,6 +127,10 @@ class Book:
         """The worst first, then the oldest."""
         return sorted(self._open.values(), key=lambda e: (-RANK[e.severity], e.opened_at))
 
+    def healers(self) -> set[str]:
+        """What the escalations that are open wait for."""
+        return {one.heals for one in self._open.values()}
+
     def get(self, fingerprint: str) -> Escalated | None:
         return self._open.get(fingerprint)
 

@@ -17,11 +17,15 @@ class Bucket:
         self._tokens = float(burst)
         self._at: float | None = None
 
-    def take(self, now: float) -> bool:
+    def has(self, now: float) -> bool:
+        """Whether `take` would let one through."""
         if self._at is not None and now > self._at:
             self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
-        if self._tokens < 1.0:
+        return self._tokens >= 1.0
+
+    def take(self, now: float) -> bool:
+        if not self.has(now):
             return False
         self._tokens -= 1.0
         return True
@@ -76,6 +80,8 @@ class Outbox:
         held: list[Change] = []
         if now < self.retry_at or not self._waiting:
             return batch, held
+        if len(self._limited) == len(self._waiting) and not self._bucket.has(now):
+            return batch, held  # all that waits is over the limit, and was told so
         for change in sorted(self._waiting.values(), key=lambda c: -RANK[c.escalation.severity]):
             if len(batch) >= self._batch:
                 break

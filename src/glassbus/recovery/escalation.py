@@ -216,7 +216,7 @@ class Escalations(Observer):
         now = self._clock.wall()
         with self._lock:
             changes = self._book.look(now) if len(self._book) else []
-            for key in {e.heals for e in self._book.open() if e.heals.startswith("records/")}:
+            for key in (key for key in self._book.healers() if key.startswith("records/")):
                 own = key == "records/escalations"
                 if not (self._store_failing if own else self.journal_trouble()):
                     changes += self._book.healed(key, "it can be written again")

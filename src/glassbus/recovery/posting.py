@@ -84,7 +84,7 @@ def post(target: Target, body: bytes, *, timeout_s: float) -> None:
     try:
         status = _exchange(target, body, timeout_s)
     except TimeoutError:
-        raise NotDelivered(f"{target} did not answer within {timeout_s:g} s") from None
+        raise NotDelivered(f"{target} did not answer in time") from None
     except socket.gaierror as error:
         raise NotDelivered(f"{target}: the name of the host cannot be resolved ({error.errno})") from None
     except ssl.SSLCertVerificationError:
@@ -92,9 +92,8 @@ def post(target: Target, body: bytes, *, timeout_s: float) -> None:
     except OSError as error:
         why = error.strerror if error.errno and not isinstance(error, ssl.SSLError) else ""
         raise NotDelivered(f"{target}: {type_name(type(error))}{f' ({why})' if why else ''}") from None
-    except (http.client.HTTPException, ValueError, AttributeError) as error:
-        # An answer that is not HTTP; or a socket that was shut down from another thread in the middle of it.
-        raise NotDelivered(f"{target} did not answer in HTTP, or not in time ({type_name(type(error))})") from None
+    except (http.client.HTTPException, ValueError) as error:
+        raise NotDelivered(f"{target} did not answer in HTTP ({type_name(type(error))})") from None
     if 300 <= status < 400:
         raise NotDelivered(f"{target} answered {status}: redirects are not followed")
     if not 200 <= status < 300:
@@ -129,6 +128,10 @@ def _exchange(target: Target, body: bytes, timeout_s: float) -> int:
             if over.is_set():  # what came before we hung up looks like a whole answer
                 raise TimeoutError
             return response.status
+    except (OSError, http.client.HTTPException, ValueError, AttributeError):
+        if over.is_set():  # however the end that we made of it looks
+            raise TimeoutError from None
+        raise
     finally:
         dropped.cancel()
         sock.close()
