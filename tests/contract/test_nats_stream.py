@@ -31,12 +31,12 @@ from glassbus import (
 from glassbus.clock import SystemClock
 from glassbus.config import Settings, addresses
 from glassbus.errors import EndpointRefused, EndpointUnreachable, StoreCorrupt, StoreTooNew
-from glassbus.facts import OwnerLost
+from glassbus.facts import DeliveryDeadLettered, DeliveryDiscarded, DeliveryExpired, OwnerLost
 from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision, State
 from glassbus.transport import DeadLetterFilter, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
-from glassbus.transport.nats import sweeping
+from glassbus.transport.nats import sweeping, view
 from tests import nats_kit
 
 SOON_S = 20.0
@@ -316,14 +316,17 @@ def test_an_owner_that_was_given_up_cannot_settle_and_becomes_another(url: str) 
 
 
 class Proxy:
-    """Between a transport and its server. `deaf`: what the server says is held back."""
+    """Between a transport and its server. `deafen`: what the server says is held back; `mute`: what it is told."""
 
     def __init__(self, port: int) -> None:
         self._to = port
         self._hears = asyncio.Event()
         self._hears.set()
+        self._speaks = asyncio.Event()
+        self._speaks.set()
         self._server: asyncio.Server
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
@@ -343,6 +346,19 @@ class Proxy:
     def deafen(self, deaf: bool) -> None:
         (self._hears.clear if deaf else self._hears.set)()
 
+    def mute(self) -> asyncio.Event:
+        """Hold back what the connections there are now say; setting the event lets it go."""
+        speaks, self._speaks = self._speaks, asyncio.Event()
+        self._speaks.set()
+        speaks.clear()
+        return speaks
+
+    def drop_clients(self) -> None:
+        """Break the connections there are now, but only for the client."""
+        for writer in self._clients:
+            writer.close()
+        self._clients.clear()
+
     def drop(self) -> None:
         for writer in self._writers:
             writer.close()
@@ -351,16 +367,16 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, sink = await asyncio.open_connection("127.0.0.1", self._to)
         self._writers |= {writer, sink}
-        for source, target, gated in ((reader, sink, False), (upstream, writer, True)):
-            task = asyncio.ensure_future(self._pump(source, target, gated=gated))
+        self._clients.add(writer)
+        for source, target, gate in ((reader, sink, self._speaks), (upstream, writer, self._hears)):
+            task = asyncio.ensure_future(self._pump(source, target, gate))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, gated: bool) -> None:
+    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, gate: asyncio.Event) -> None:
         try:
             while data := await source.read(65536):
-                if gated:
-                    await self._hears.wait()
+                await gate.wait()
                 target.write(data)
                 await target.drain()
         except OSError:
@@ -427,7 +443,69 @@ def test_a_claim_or_settlement_whose_answer_was_lost_is_neither_lost_nor_made_tw
     asyncio.run(scenario())
 
 
+def test_what_a_buffer_gives_up_after_the_reconnection_is_void(url: str) -> None:
+    """A claim and a publish, written, taken for lost, made again, and then delivered after all."""
+
+    async def scenario() -> None:
+        name = url.rpartition("/")[2]
+        async with Proxy(nats_kit.shared().port) as proxy, opened(f"nats://127.0.0.1:{proxy.port}/{name}") as made:
+            await made.declare(SubscriptionSpec("s", "t", 10), consume=True)
+            await made.publish([envelope(1)], 0.0)
+            late = proxy.mute()
+            claiming = asyncio.ensure_future(made.claim("s"))
+            publishing = asyncio.ensure_future(made.publish([envelope(2)], 0.0))
+            await asyncio.sleep(0.1)
+            proxy.drop_clients()
+            with pytest.raises(PublishUncertain):
+                await asyncio.wait_for(publishing, SOON_S)
+            async with asyncio.timeout(SOON_S):
+                first = await claiming
+                while True:
+                    try:
+                        (stored,) = await made.publish([envelope(2, remember=True)], 0.0)
+                        break
+                    except EndpointUnreachable:
+                        await asyncio.sleep(0.05)
+            assert not stored.duplicate
+            before = made.ledger()
+            late.set()
+            async with opened(url) as other:
+                for _ in range(20):
+                    await other.probe()
+                    await asyncio.sleep(0.01)
+                assert other.ledger() == before
+            assert (first.attempt, first.redelivered) == (1, "")
+            assert (before.total.accepted, before.total.in_flight) == (2, 1)
+            assert (await made.audit()).ok
+
+    asyncio.run(scenario())
+
+
 # The stream
+
+
+def test_what_an_owner_has_not_read_yet_is_not_swept_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "ENTRIES", 40)
+    place = url.rpartition("/")[2]
+
+    async def scenario() -> None:
+        # Each says how far it has read when it renews its lease: here, not for a long time.
+        async with opened(f"{url}?lease=3600") as made, opened(f"{url}?lease=3600"):
+            for _ in range(100):
+                await made.probe()
+
+            async def head(client: Client) -> int:
+                info = await api(client, f"STREAM.INFO.glassbus-{place}", {"subjects_filter": f"glassbus.{place}.>"})
+                subjects: dict[str, int] = info["state"].get("subjects") or {}
+                return subjects[f"glassbus.{place}.e.o"] if f"glassbus.{place}.head" in subjects else 0
+
+            async with asyncio.timeout(SOON_S):
+                while not (left := await jetstream(url, head)):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+            assert left >= 100
+
+    asyncio.run(scenario())
 
 
 def test_snapshots_keep_the_stream_short_and_lose_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,6 +626,39 @@ def test_a_full_stream_refuses_publishes_and_takes_settlements(url: str) -> None
                         await asyncio.sleep(0.1)
             assert made.ledger().accounts["s"].handled == stored
             assert (await made.audit()).ok
+
+    asyncio.run(scenario())
+
+
+def test_what_is_not_at_hand_is_read_when_it_is_needed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with more waiting messages than are kept in memory: claims, expiry, the ladder, dead letters."""
+    monkeypatch.setattr(view, "AT_HAND_BYTES", 0)
+
+    async def scenario() -> None:
+        ears = Ears()
+        async with opened(url, ears) as made:
+            await made.declare(SubscriptionSpec("s", "t", 2), consume=True)
+            await made.publish([envelope(1, body=b"one")], 0.0)
+            first = await made.claim("s")
+            assert first.envelope.body == b"one"
+            made.settle(first, Decision(State.RETRYING, 1, delay_s=0.0), lambda *_: None)
+            second = await made.claim("s")
+            assert (second.attempt, second.envelope.body) == (2, b"one")
+            failure = report("it went wrong")
+            made.settle(second, Decision(State.DEAD_LETTERED, 2, report=failure, reason="x"), lambda *_: None)
+            await made.publish([envelope(2, body=b"low", priority=0)], 0.0)
+            await made.publish([envelope(3, body=b"over", expires_at=SystemClock().wall() + 0.2)], 0.0)
+            await made.publish([envelope(4, body=b"high", priority=3)], 0.0)  # for the low one
+            async with asyncio.timeout(SOON_S):
+                while not ears.recorder.of(DeliveryExpired):
+                    await asyncio.sleep(0.02)
+            assert [f.delivery.envelope.body for f in ears.recorder.of(DeliveryExpired)] == [b"over"]
+            assert [f.delivery.envelope.body for f in ears.recorder.of(DeliveryDeadLettered)] == [b"low"]
+            dead = await made.dead_letters(DeadLetterFilter(), 10)
+            assert [d.envelope.body for d in dead] == [b"low", b"one"]
+            assert (await made.claim("s")).envelope.body == b"high"
+            assert await made.forget("s") == 3
+            assert [f.delivery.envelope.body for f in ears.recorder.of(DeliveryDiscarded)] == [b"high"]
 
     asyncio.run(scenario())
 
