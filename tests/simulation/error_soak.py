@@ -107,10 +107,10 @@ class Soak:
             category=list(ErrorCategory)[number % 8],
             severity=list(ErrorSeverity)[number % 4],
             message=f"rare {number}",
-            exception_type=f"shop.Rare{number // 5000}",
-            stack_trace=f'  File "shop.py", line {number // 5000}\nshop.Rare{number // 5000}',
+            exception_type=f"shop.Rare{number // 500}",
+            stack_trace=f'  File "shop.py", line {number // 500}\nshop.Rare{number // 500}',
             context=context,
-            fingerprint=f"{number // 5000:016x}",
+            fingerprint=f"{number // 500:016x}",
         )
 
 

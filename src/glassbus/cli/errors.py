@@ -198,9 +198,9 @@ def _table(lines: list[FactLine | FloodLine]) -> str:
         rows.append(
             [
                 moment(line.at),
-                report.severity,
-                report.category,
-                printable(line.subscription) or report.component,
+                printable(report.severity, 60),
+                printable(report.category, 60),
+                printable(line.subscription or report.component),
                 printable(line.message_id) if isinstance(line, FactLine) else f"({line.count:,} more alike)",
                 str(line.attempt or "-") if isinstance(line, FactLine) else "-",
                 printable(report.fingerprint),
@@ -270,7 +270,7 @@ def _whole_text(trend: Trend, stack: str, found: list[FactLine | FloodLine]) -> 
     facts = [
         ("fingerprint", printable(trend.name)),
         ("error", printable(named(trend), 500)),
-        ("kind", f"{trend.category}, severity {trend.severity}"),
+        ("kind", printable(f"{trend.category}, severity {trend.severity}", 200)),
         ("where", printable(", ".join(where), 300)),
         ("count", f"{trend.count:,}; first {moment(trend.first_seen)}, last {moment(trend.last_seen)}"),
         ("trend", f"{trend.direction}: {trend.recent:,} now; {compared(trend.recent, trend.usual, trend.ratio)}"),
@@ -321,7 +321,7 @@ def _frequent(top: list[dict[str, Any]]) -> str:
         [
             printable(one["fingerprint"]),
             f"{one['count']:,}",
-            one["severity"],
+            printable(one["severity"], 60),
             moment(one["last_seen"]),
             _cut(f"{one['exception_type'].removeprefix('glassbus.errors.')}: {one['message']}"),
         ]

@@ -19,7 +19,7 @@ import msgspec
 from glassbus.errors import ConfigurationError, ErrorReport, safe_text, shown
 from glassbus.record.disk import FSYNC_CHOICES, FSYNC_EVERY_S, Fsync
 from glassbus.record.metricsfile import METRICS_EVERY_S, METRICS_NAME, MetricsFile
-from glassbus.record.plain import described, plain_report
+from glassbus.record.plain import described, fingerprint_of, plain_report
 from glassbus.record.shared_lines import SharedLines
 from glassbus.record.statistics import ErrorStatistics, bounded
 
@@ -28,6 +28,9 @@ LOG_NAME = "message_bus_errors.json"
 _HISTORY_MAX = 1000
 #: Lines kept for a disk that takes none, to be written when it does again.
 _UNWRITTEN_MAX = 1000
+
+#: How long callers do not try a disk that has just refused, in seconds: a lock that is held takes time to give up on.
+_RETRY_S = 0.2
 
 logger = logging.getLogger("glassbus")
 
@@ -79,6 +82,7 @@ class ErrorLogger:
         self._metrics = MetricsFile(self.metrics_file)
         self._unwritten: deque[bytes] = deque()
         self._trouble = ""
+        self._retry_at = 0.0
         self._lock = threading.Lock()
         self._metrics_lock = threading.Lock()
         self._metrics_due = 0.0
@@ -91,10 +95,13 @@ class ErrorLogger:
         """Record `report`. True: its line is in the file. False: the disk did not take it.
 
         Then it is in memory, counted in `failures`, and written when the disk takes lines again (the newest 1,000
-        of them). Raises TypeError for what is no ErrorReport, and nothing else.
+        of them). A report without a fingerprint is given one. Raises TypeError for what is no ErrorReport, and
+        nothing else.
         """
         if not isinstance(report, ErrorReport):
             raise TypeError(f"log_error takes an ErrorReport, not {described(report)}")
+        if type(report.fingerprint) is str and not report.fingerprint:
+            report.fingerprint = fingerprint_of(report)
         kept = plain_report(report)
         line = msgspec.json.encode(kept)
         subscription = kept.context.get("subscription")
@@ -158,7 +165,7 @@ class ErrorLogger:
     # Writing; the lock is held
 
     def _write(self, line: bytes) -> bool:
-        if self._unwritten:
+        if self._unwritten and time.monotonic() >= self._retry_at:
             self._retry()
         if not self._unwritten:
             try:
@@ -187,7 +194,8 @@ class ErrorLogger:
             self._well()
 
     def _troubled(self, error: OSError) -> None:
-        """Tell once that the disk takes nothing, not for each report."""
+        """Tell once that the disk takes nothing, not for each report, and leave it alone for a moment."""
+        self._retry_at = time.monotonic() + _RETRY_S
         if not self._trouble:
             self._trouble = safe_text(error, 300)
             logger.error("error log %s cannot be written, kept in memory: %s", self.error_log_file, self._trouble)

@@ -72,8 +72,8 @@ def plain_report(report: ErrorReport) -> ErrorReport:
         changed["retry_count"] = 0
     if not _is_plain(report.context):
         changed["context"] = _plain_context(report.context)
-    if not report.fingerprint:
-        changed["fingerprint"] = _fingerprint(report)
+    if changed.get("fingerprint", report.fingerprint) == "":
+        changed["fingerprint"] = fingerprint_of(report)
     return msgspec.structs.replace(report, **changed) if changed else report
 
 
@@ -119,7 +119,7 @@ def _seconds(value: object) -> float:
     return 0.0
 
 
-def _fingerprint(report: ErrorReport) -> str:
+def fingerprint_of(report: ErrorReport) -> str:
     """Of a report that nobody gave one: by what kind of failure it is, for its text differs each time."""
     words = (text(report.category), text(report.exception_type), text(report.component))
     return blake2b("|".join(words).encode(), digest_size=8).hexdigest()

@@ -9,6 +9,7 @@ from html import escape
 from typing import NamedTuple
 
 from glassbus.record.analysis import BAR_S
+from glassbus.record.wording import line
 
 _WIDTH, _HEIGHT = 1000, 190
 _LEFT, _TOP, _BOTTOM = 52, 8, 22
@@ -75,7 +76,7 @@ def _bar(bars: Bars, column: Sequence[int], x: float, width: float, height: floa
             continue
         tall = max(0.6, height * count / top)
         y -= tall
-        told.append(f"{name}: {count:,}")
+        told.append(f"{line(name, 60)}: {count:,}")
         parts.append(
             f'<rect x="{x + 0.5:.1f}" y="{y:.1f}" width="{max(0.5, width - 1):.1f}" height="{tall:.1f}" '
             f'fill="{bars.paint[name]}"/>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ from glassbus.record.entries import (
 from glassbus.record.journalfiles import journal_files
 from glassbus.record.statistics import ErrorStatistics
 
+_END_OF_TIME = 1e10  # wall seconds, in the year 2286
+_COUNT_MAX = 10**9
 _BLOCK_BYTES = 16 * 1024 * 1024
 
 
@@ -128,6 +131,9 @@ class JournalReader:
             self._stacks[line.fingerprint] = line.stack_trace
         elif isinstance(line, LostLine):
             self.lost += line.count
+        elif not isinstance(line, StartLine) and not _sane(line):
+            self.torn += 1
+            return None
         return None if isinstance(line, SiteLine | LostLine | StartLine) else line
 
     def _blocks(self, path: Path, since: float | None) -> Iterator[bytes]:
@@ -149,6 +155,14 @@ class JournalReader:
                 yield whole + separator
             if rest:
                 yield rest
+
+
+def _sane(line: FactLine | FloodLine) -> bool:
+    """Whether its numbers can be counted with; a damaged line may hold any."""
+    return 0 <= line.at < _END_OF_TIME and (
+        isinstance(line, FactLine)
+        or (0 < line.count <= _COUNT_MAX and 0 <= line.since <= line.at and 0 <= line.duration_s < math.inf)
+    )
 
 
 def _lines_with(block: bytes, needle: bytes) -> Iterator[bytes]:

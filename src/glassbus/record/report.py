@@ -30,7 +30,7 @@ def _head(analysis: Analysis) -> str:
     ]
     for title, counts in (("severity", "severity_distribution"), ("category", "categories")):
         ordered = sorted(numbers[counts].items(), key=lambda pair: -pair[1])
-        lines.append(f"  {title}  " + (", ".join(f"{name} {number:,}" for name, number in ordered) or "-"))
+        lines.append(f"  {title}  " + (", ".join(f"{line(name, 60)} {number:,}" for name, number in ordered) or "-"))
     lines.append("  recovery  " + recovery_text(analysis))
     return "\n".join(lines)
 
@@ -61,7 +61,7 @@ def _changes(analysis: Analysis) -> str:
 
 def trend_text(trend: Trend) -> str:
     """A trend in one line."""
-    name = trend.name if trend.kind == "category" else f"{trend.name} {line(named(trend), 60)}"
+    name = line(trend.name, 60) if trend.kind == "category" else f"{line(trend.name, 60)} {line(named(trend), 60)}"
     when = f"last {moment(trend.last_seen)}" if trend.direction == "gone" else f"{trend.recent:,} now"
     if trend.direction == "new":
         when += f", first {moment(trend.first_seen)}"
@@ -81,8 +81,8 @@ def _frequent(analysis: Analysis) -> str:
     lines = [f"Most frequent of {len(top):,} fingerprints:"]
     for trend in top[:_TOP_MAX]:
         lines.append(
-            f"  {trend.count:>9,} x  {trend.name:<16}  {trend.severity:<8} {trend.category}; "
-            f"first {moment(trend.first_seen)}, last {moment(trend.last_seen)}"
+            f"  {trend.count:>9,} x  {line(trend.name, 60):<16}  {line(trend.severity, 60):<8} "
+            f"{line(trend.category, 60)}; first {moment(trend.first_seen)}, last {moment(trend.last_seen)}"
         )
         lines.append(f"               {line(named(trend), _TEXT_MAX)}")
     return "\n".join(lines)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from html import escape
 
+from glassbus.errors import ErrorSeverity
 from glassbus.record.analysis import Analysis
 from glassbus.record.plots import Bars, bars_svg, colours, spark_svg
 from glassbus.record.report import named
 from glassbus.record.trends import Trend
 from glassbus.record.wording import ARROWS, compared, line, moment, rate, span
 
+_SEVERITIES = frozenset(severity.value for severity in ErrorSeverity)
 _TRENDS_MAX = 40
 _TOP_MAX = 25
 
@@ -98,7 +100,7 @@ def _plot(analysis: Analysis, title: str, prefix: str) -> str:
         return ""
     paint = colours(list(series))
     legend = "".join(
-        f'<span><i style="background:{paint[name]}"></i>{escape(name)} ({sum(bars):,})</span>'
+        f'<span><i style="background:{paint[name]}"></i>{escape(line(name, 60))} ({sum(bars):,})</span>'
         for name, bars in series.items()
     )
     svg = bars_svg(Bars(series, paint, analysis.now), title)
@@ -129,6 +131,10 @@ def _trends(analysis: Analysis) -> str:
     )
 
 
+def _style(severity: str) -> str:
+    return severity if severity in _SEVERITIES else ""
+
+
 def _past(trend: Trend) -> str:
     if trend.direction == "new":
         return f"first seen {moment(trend.first_seen)}"
@@ -142,8 +148,9 @@ def _frequent(analysis: Analysis) -> str:
     if not top:
         return ""
     rows = "".join(
-        f'<tr><td class="number">{one.count:,}</td><td class="{escape(one.severity)}">{escape(one.severity)}</td>'
-        f"<td>{escape(one.category)}</td>"
+        f'<tr><td class="number">{one.count:,}</td><td class="{_style(one.severity)}">'
+        f"{escape(line(one.severity, 60))}</td>"
+        f"<td>{escape(line(one.category, 60))}</td>"
         f"<td><code>{escape(line(one.name, 80))}</code><br>{escape(line(named(one), 200))}</td>"
         f'<td class="quiet">{moment(one.first_seen)}<br>{moment(one.last_seen)}</td></tr>'
         for one in top[:_TOP_MAX]

@@ -32,11 +32,12 @@ class Grid:
     Not thread-safe.
     """
 
-    __slots__ = ("_columns", "_newest", "slots", "width_s")
+    __slots__ = ("_columns", "_empty", "_newest", "slots", "width_s")
 
-    def __init__(self, width_s: float, slots: int) -> None:
+    def __init__(self, width_s: float, slots: int, typecode: str = "Q") -> None:
         self.width_s = width_s
         self.slots = slots
+        self._empty = array(typecode, [0] * slots)
         self._newest: int | None = None
         self._columns: dict[str, array[int]] = {}
 
@@ -62,7 +63,7 @@ class Grid:
         self._newest = slot
         if newest is None or not newest < slot < newest + self.slots:
             for column in self._columns.values():
-                column[:] = array("Q", bytes(8 * self.slots))
+                column[:] = self._empty
             return
         places = [passed % self.slots for passed in range(newest + 1, slot + 1)]
         for column in self._columns.values():
@@ -73,7 +74,7 @@ class Grid:
         """The counts of `name`, to be added to at a `place` just asked for. It may be kept."""
         found = self._columns.get(name)
         if found is None:
-            found = self._columns[name] = array("Q", bytes(8 * self.slots))
+            found = self._columns[name] = self._empty[:]
         return found
 
     def remove(self, name: str) -> None:
@@ -96,7 +97,7 @@ class Grid:
         return sum(self.last(name, now, min(self.slots, max(1, round(seconds / self.width_s)))))
 
     def memory_bytes(self) -> int:
-        return len(self._columns) * (8 * self.slots + 200)
+        return len(self._columns) * (self._empty.itemsize * self.slots + 200)
 
 
 class Fingerprint(msgspec.Struct):
@@ -137,7 +138,8 @@ class ErrorStatistics:
         self._seen: dict[str, list[float]] = {}  # when each category was seen first and last
         self._names: dict[tuple[str, str], tuple[str, str, array[int], array[int], array[int]]] = {}
         self._minutes = Grid(MINUTE_S, round(DAY_S / MINUTE_S))
-        self._slots = Grid(FINGERPRINT_SLOT_S, round(DAY_S / FINGERPRINT_SLOT_S))
+        # Four bytes each: there are many of them, and no fingerprint has 4 billion errors in 5 minutes.
+        self._slots = Grid(FINGERPRINT_SLOT_S, round(DAY_S / FINGERPRINT_SLOT_S), "I")
         self._lock = threading.Lock()
 
     def tick(self, now: float) -> None:
