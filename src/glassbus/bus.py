@@ -48,6 +48,7 @@ from glassbus.message import (
     Priority,
     Receipt,
     check_pattern,
+    check_patterns,
 )
 from glassbus.observer import Hub, Observer, safe_text
 from glassbus.policy.failover import Reconnect
@@ -138,11 +139,13 @@ class MessageBus:
     `glassbus.tuning`). For a broker: `credentials` is a function (plain or async) that gives new ones when those in use
     are refused, `reconnect` says how its connection is watched and made again, and `spool` how much is kept in
     `state_dir` while it is away. `escalation` says who must be told of what (see `Escalation`). `journal` says how much
-    of what fails is kept, where and how safely. `registry` and `tracer_provider` replace the global ones. `clock` and `seed` are for
-    tests.
+    of what fails is kept, where and how safely. `registry` and `tracer_provider` replace the global ones. `untrusted` are
+    the topics (patterns) that strangers may write to: traces of theirs are linked to and never continued, and what is
+    sampled is decided here; give every process of a store the same. `clock` and `seed` are for tests.
 
     Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
-    (recent failures and single messages' stories), `hub` (the observers).
+    (recent failures and single messages' stories), `escalations` (what somebody must know of), `emergency` (an emergency
+    stop, asked for from anywhere), `hub` (the observers).
 
     Raises ConfigurationError for what cannot work.
     """
@@ -172,6 +175,7 @@ class MessageBus:
         seed: int | None = None,
         registry: Any = None,
         tracer_provider: Any = None,
+        untrusted: Iterable[str] = (),
     ) -> None:
         self._addresses = addresses(url)
         self.settings = Settings(
@@ -181,6 +185,7 @@ class MessageBus:
             capacity=capacity,
             spill_dir=os.fspath(spill_dir) if spill_dir is not None else None,
             state_dir=os.fspath(state_dir) if state_dir is not None else default_state_dir(self._addresses),
+            untrusted=check_patterns("untrusted", untrusted),
         )
         self._codecs = () if codecs is None else check_codecs(codecs)
         self.clock: Clock = clock if clock is not None else default_clock()
@@ -286,6 +291,11 @@ class MessageBus:
     def address(self) -> str:
         """Where its messages are, without credentials."""
         return self._transport.address
+
+    @property
+    def untrusted(self) -> tuple[str, ...]:
+        """The topics, as patterns, whose messages come from strangers."""
+        return self.settings.untrusted
 
     @property
     def running(self) -> bool:
@@ -887,6 +897,10 @@ class MessageBus:
         if self._endpoint is None:
             return []
         return self._endpoint.connections(self._transport.spooled() if isinstance(self._transport, Spools) else 0)
+
+    def escalation_channels(self) -> list[str]:
+        """The channels by which people are told."""
+        return [lane.name for lane in self.escalations.channels()]
 
     def escalations_open(self) -> dict[str, int]:
         """Escalations that are not resolved, by severity."""

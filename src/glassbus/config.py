@@ -84,6 +84,8 @@ def _split(url: str) -> SplitResult | None:
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,31}")
+
+
 def addresses(url: str | Iterable[str]) -> list[Address]:
     """The failover set that `url` names: one URL, several joined by commas, or a list."""
     if not isinstance(url, str | list | tuple):
@@ -143,9 +145,7 @@ class Overflow(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         numbers = all(type(n) in (int, float) for n in (self.expand, self.expand_for))
-        if not (
-            type(self.displace) is bool and numbers and 1 <= self.expand <= 1.5 and 0 < self.expand_for <= _YEAR_S
-        ):
+        if not (type(self.displace) is bool and numbers and 1 <= self.expand <= 1.5 and 0 < self.expand_for <= _YEAR_S):
             raise ConfigurationError(
                 "Overflow needs displace True or False, 1 <= expand <= 1.5, and expand_for more than 0 seconds, "
                 f"at most a year; not {shown(self.displace)}, {shown(self.expand)}, {shown(self.expand_for)}"
@@ -178,6 +178,7 @@ class Settings(msgspec.Struct, frozen=True):
     capacity: int = 100_000
     spill_dir: str | None = None
     state_dir: str | None = None
+    untrusted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not re.fullmatch(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,63}", self.name):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 from typing import TYPE_CHECKING, Any, Generic
 
 import msgspec
 
-from glassbus.errors import InvalidHeaders, InvalidPattern, InvalidTopic, shown, type_name
+from glassbus.errors import ConfigurationError, InvalidHeaders, InvalidPattern, InvalidTopic, shown, type_name
 
 if TYPE_CHECKING:
     # With a default, so that plain `Message` satisfies strict checkers; at run time it needs Python 3.13.
@@ -154,6 +155,13 @@ def check_pattern(pattern: object) -> str:
             f"pattern {shown(pattern)} is not a dotted name; '*' stands for one part, a last '>' for one or more parts"
         )
     return name
+
+
+def check_patterns(option: str, patterns: object) -> tuple[str, ...]:
+    """`patterns`, each valid to subscribe to. Raises ConfigurationError naming `option`, or InvalidPattern."""
+    if isinstance(patterns, str | bytes) or not isinstance(patterns, Iterable):
+        raise ConfigurationError(f"{option} must be a list of topic patterns, not {shown(patterns)}")
+    return tuple(check_pattern(pattern) for pattern in patterns)
 
 
 def check_text(what: str, value: object, length_max: int) -> str:

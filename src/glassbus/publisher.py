@@ -30,13 +30,15 @@ from glassbus.message import (
     check_topic,
 )
 from glassbus.observer import Hub, Observer, Propagator, safe_text
-from glassbus.policy.routing import OTHER, ByTopic, destination
+from glassbus.policy.routing import OTHER, ByTopic, destination, matches
 from glassbus.record.tally import PublishTally
 from glassbus.transport import Stored
 
 # Looking a member up on its enum takes longer than comparing it.
 _NORMAL = Priority.NORMAL
 _TRACE_CONTEXT = frozenset({"traceparent", "tracestate", "baggage"})
+#: Where the trace context of a stranger is kept, to be linked to.
+_LINKED = "linked-traceparent"
 _DELAY_MAX_S = 10 * 365 * 86400
 # Message ids end in 60 bits that run through every value once, in an order that looks random
 # (a Weyl sequence: any odd step does). A leading 1 keeps them 16 hexadecimal digits long.
@@ -52,6 +54,7 @@ class Publisher:
         self.tallies: dict[str, PublishTally] = {}
         self.bytes_max = settings.payload_bytes_max
         self._codec, *self._further_codecs = codecs
+        self._untrusted = settings.untrusted
         self._level = level
         self._hub = hub
         self._monotonic, self._wall = clock.monotonic, clock.wall
@@ -101,7 +104,7 @@ class Publisher:
                 f"payload takes {len(body)} bytes; at most {self.bytes_max} are allowed "
                 "(payload_bytes_max): store it elsewhere and publish where it is"
             )
-        carried = {} if headers is None else check_headers(headers)
+        carried = {} if headers is None else self._checked(topic, headers)
         if message_id is None and key is None and expires_in is None and delay == 0 and priority is _NORMAL:
             if self._propagators:
                 self._inject(carried)
@@ -121,6 +124,14 @@ class Publisher:
         level = priority.value if type(priority) is Priority else _priority(priority).value
         self._inject(carried)
         return Envelope(message_id, topic, body, codec.name, carried, level, key, now, due_at, expires_at, remember)
+
+    def _checked(self, topic: str, headers: dict[str, str]) -> dict[str, str]:
+        """A copy of `headers` to be carried. What strangers say of a trace is set aside: a link, not a parent."""
+        carried = check_headers(headers)
+        if "traceparent" in carried and any(matches(pattern, topic) for pattern in self._untrusted):
+            carried[_LINKED] = carried.pop("traceparent")
+            carried.pop("tracestate", None)
+        return carried
 
     def _inject(self, headers: dict[str, str]) -> None:
         """Let the propagators add to `headers`. What they add is checked like a publisher's; they take away

@@ -97,6 +97,7 @@ class FakeSource:
 
     transport = "memory"
     running = True
+    untrusted: tuple[str, ...] = ()
 
     def __init__(self, name: str = "default", address: str = "memory://") -> None:
         self.name = name
@@ -152,6 +153,9 @@ class FakeSource:
 
     def connections(self) -> list[FakeConnection]:
         return self.endpoints
+
+    def escalation_channels(self) -> list[str]:
+        return ["log", "pager"]
 
     def escalations_open(self) -> dict[str, int]:
         return {"critical": 2}

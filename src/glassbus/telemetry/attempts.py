@@ -33,7 +33,9 @@ class AttemptSpans:
     ) -> tuple[SpanData]:
         """One attempt. `running`: the span that was current while it ran, if it had one."""
         trail = self._lineage.trail(delivery)
-        span = self._writer.process(delivery, trail, self._lineage.previous(delivery, hint), start_ns, end_ns)
+        strangers = self._lineage.strangers(delivery.envelope)
+        previous = self._lineage.previous(delivery, hint)
+        span = self._writer.process(delivery, trail, previous, start_ns, end_ns, strangers)
         if running is not None:
             running.add_to(span)
         return (span,)

@@ -415,6 +415,7 @@ SPANS: tuple[SpanKindOf, ...] = (
             facts.PublishLeftUncertain,
             facts.MessageSpooled,
         ),
+        ("stranger",),
     ),
     SpanKindOf(
         "process DESTINATION",
@@ -433,7 +434,7 @@ SPANS: tuple[SpanKindOf, ...] = (
             "glassbus.keep",
         ),
         (facts.AttemptFailed, facts.DeliveryGivenBack, facts.SettlementRefused, facts.AttemptOverdue),
-        ("previous_attempt", "publish"),
+        ("previous_attempt", "publish", "stranger"),
         ("overdue",),
     ),
     SpanKindOf(
@@ -530,7 +531,7 @@ SPANS: tuple[SpanKindOf, ...] = (
         "one for each replay; the root of a new trace for the attempts after it",
         (*_MESSAGING, "messaging.consumer.group.name", "glassbus.replays", "glassbus.keep"),
         (facts.DeadLetterReplayed,),
-        ("publish", "last_failure"),
+        ("publish", "last_failure", "stranger"),
     ),
     SpanKindOf(
         "breaker NAME FROM->TO",

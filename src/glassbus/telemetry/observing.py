@@ -20,6 +20,7 @@ from glassbus.facts import (
 )
 from glassbus.observer import ALL_FACTS
 from glassbus.policy.retry import Retry
+from glassbus.policy.routing import matches
 from glassbus.record.failures import failure_of
 from glassbus.telemetry.counts import Counts
 from glassbus.telemetry.propagation import Lineage, Place
@@ -29,6 +30,12 @@ from glassbus.telemetry.spans import SpanWriter, without_credentials
 from glassbus.telemetry.tracing import Tracing
 
 _observers: weakref.WeakSet[TelemetryObserver] = weakref.WeakSet()
+
+
+def _matcher(patterns: tuple[str, ...]) -> Callable[[str], bool] | None:
+    if not patterns:
+        return None
+    return lambda topic: any(matches(pattern, topic) for pattern in patterns)
 
 
 def _after_fork() -> None:
@@ -73,7 +80,7 @@ class TelemetryObserver:
         writer = SpanWriter(source.name, source.transport, self._retry, redact)
         self.tracing = Tracing(
             writer,
-            Lineage(self._immediate),
+            Lineage(self._immediate, _matcher(source.untrusted)),
             connection=source.address,
             wall=wall,
             provider=tracer_provider,
@@ -83,6 +90,7 @@ class TelemetryObserver:
         _observers.add(self)
         # Bound once: these are called for each message.
         self.inject = self.tracing.inject
+        self._scope = self.tracing.scope_among_strangers if source.untrusted else self.tracing.scope
 
     @property
     def source(self) -> Source | None:
@@ -104,7 +112,7 @@ class TelemetryObserver:
         self.fact_seconds += time.perf_counter() - began
 
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
-        return self.tracing.scope(work)
+        return self._scope(work)
 
     def place(self, delivery: Delivery, /) -> Place:
         """The span of an attempt."""

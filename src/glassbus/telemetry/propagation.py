@@ -8,6 +8,11 @@ process can name the span of any attempt without a header being rewritten:
 - the span of an attempt is derived from (message id, subscription, attempt, replays);
 - attempt 1 and immediate retries are in the trace of the publish, a delayed retry
   starts a trace of its own, a replay starts one for the attempts after it.
+
+On a topic that strangers may write to, a header names no parent: whoever writes it could put
+spans into any trace, and have everything sampled. There the trace is derived from the
+message's id like an unsampled one's, but so that nobody can choose it, and what the header
+names is linked to.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -23,6 +28,8 @@ from glassbus.facts import Delivery
 from glassbus.message import Envelope
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
+#: A `traceparent` to be linked to: what a stranger's message said, when it was published here.
+LINKED = "linked-traceparent"
 #: W3C asks for at least 512 characters; longer ones are dropped whole, never cut.
 TRACESTATE_LENGTH_MAX = 512
 
@@ -46,15 +53,23 @@ class Place(NamedTuple):
 
 def parse(headers: Mapping[str, str]) -> Place | None:
     """The place that `headers` name, or None when there is none or it is malformed."""
-    found = _TRACEPARENT.fullmatch(headers.get(TRACEPARENT, ""))
+    return _place(headers.get(TRACEPARENT, ""), headers.get(TRACESTATE, ""))
+
+
+def _place(header: str, state: str) -> Place | None:
+    found = _TRACEPARENT.fullmatch(header)
     if found is None:
         return None
     version, trace, span, flags, rest = found.groups()
     trace_id, span_id = int(trace, 16), int(span, 16)
     if not trace_id or not span_id or (version == "00" and rest):
         return None
-    state = headers.get(TRACESTATE, "")
     return Place(trace_id, span_id, bool(int(flags, 16) & 1), state if len(state) <= TRACESTATE_LENGTH_MAX else "")
+
+
+def linked(headers: Mapping[str, str]) -> Place | None:
+    """What `headers` name to be linked to."""
+    return _place(headers.get(LINKED, ""), "") if headers and LINKED in headers else None
 
 
 def write(headers: dict[str, str], place: Place, sampled: bool) -> None:
@@ -116,7 +131,7 @@ def slim_envelope(envelope: Envelope) -> Envelope:
     """`envelope` without its payload, and without headers that are not ours."""
     headers = envelope.headers
     if headers:
-        headers = {name: headers[name] for name in (TRACEPARENT, TRACESTATE) if name in headers}
+        headers = {name: headers[name] for name in (TRACEPARENT, TRACESTATE, LINKED) if name in headers}
     return Envelope(envelope.id, envelope.topic, b"", "", headers, 1, None, envelope.published_at)
 
 
@@ -140,11 +155,13 @@ class Lineage:
     """Answers where an attempt stands, and the one before it.
 
     `immediate(subscription)` is how many retries its policy makes at once; it decides
-    where the attempt before this one was when another process made it.
+    where the attempt before this one was when another process made it. `untrusted(topic)` tells topics that
+    strangers may write to, where there are any.
     """
 
-    def __init__(self, immediate: Callable[[str], int]) -> None:
+    def __init__(self, immediate: Callable[[str], int], untrusted: Callable[[str], bool] | None = None) -> None:
         self._immediate = immediate
+        self._untrusted = untrusted
         self._last: tuple[Delivery, int, Trail] | None = None
         # Attempts made here, from the second on: whether they were delayed. A spent retry budget
         # delays what the policy would do at once, so the policy alone does not tell.
@@ -157,8 +174,21 @@ class Lineage:
     def published(self, delivery: Delivery) -> Place:
         """The publish itself, however often it was replayed since."""
         envelope = delivery.envelope
+        if self.from_stranger(envelope):
+            return Place(_derived(f"stranger\0{envelope.id}")[0], 0, False)
         found = parse(envelope.headers) if envelope.headers else None
         return found or Place(trace_id_of(envelope.id), 0, False)
+
+    def from_stranger(self, envelope: Envelope) -> bool:
+        """Whether its headers are anybody's word."""
+        return self._untrusted is not None and self._untrusted(envelope.topic)
+
+    def strangers(self, envelope: Envelope) -> Sequence[Place]:
+        """The spans of strangers that led to a message, to be linked to."""
+        if not envelope.headers:
+            return ()
+        named = parse(envelope.headers) if self.from_stranger(envelope) else None
+        return [place for place in (named, linked(envelope.headers)) if place is not None]
 
     def trail(self, delivery: Delivery) -> Trail:
         """Where the attempt that `delivery` was claimed for stands. Facts come in runs, so the last one is kept."""

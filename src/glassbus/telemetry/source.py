@@ -107,6 +107,10 @@ class Source(Protocol):
     def address(self) -> str:
         """Name and place without credentials."""
 
+    @property
+    def untrusted(self) -> tuple[str, ...]:
+        """Topics (patterns) of strangers: their trace context is linked to, never continued."""
+
     def tallies(self) -> Iterable[Tally]: ...
     def publish_tallies(self) -> Iterable[PublishTally]: ...
     def subscribers(self) -> Iterable[SubscriberView]: ...
@@ -128,6 +132,9 @@ class Source(Protocol):
 
     def connections(self) -> Iterable[ConnectionView]:
         """The endpoints of a broker; none where the store is embedded."""
+
+    def escalation_channels(self) -> Iterable[str]:
+        """The names of the channels by which people are told."""
 
     def escalations_open(self) -> Mapping[str, int]:
         """Escalations that are not resolved, by severity."""

@@ -7,7 +7,7 @@ Payloads, headers and keys are never attributes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from glassbus.message import Envelope
 from glassbus.policy.retry import Retry
 from glassbus.record.failures import Failure
 from glassbus.telemetry.outlet import Attributes, SpanData
-from glassbus.telemetry.propagation import Place, Trail, new_span_id
+from glassbus.telemetry.propagation import Place, Trail, linked, new_span_id
 
 STACK_BYTES_MAX = 4096
 _SYSTEMS = {"nats": "nats", "amqp": "rabbitmq"}
@@ -33,6 +33,7 @@ _TO_PREVIOUS: Attributes = {"glassbus.link": "previous_attempt"}
 _TO_FAILURE: Attributes = {"glassbus.link": "last_failure"}
 _TO_CAUSE: Attributes = {"glassbus.link": "cause"}
 _TO_OPENING: Attributes = {"glassbus.link": "opening"}
+_TO_STRANGER: Attributes = {"glassbus.link": "stranger"}
 
 
 _OPT_IN = "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN"
@@ -112,16 +113,28 @@ class SpanWriter:
         outcome: str,
         failure: Failure | None = None,
     ) -> SpanData:
+        """`place` is the publish itself; a stranger's context that it was given is linked to."""
         attributes = self._messaging("publish", "send", envelope, destination)
         attributes["glassbus.outcome"] = outcome
         span = SpanData(
             f"publish {destination}", _PRODUCER, place, parent, attributes, ns(end_s - duration_s), ns(end_s)
         )
+        stranger = linked(envelope.headers)
+        if stranger is not None:
+            span.links = [(stranger, _TO_STRANGER)]
         if failure is not None:
             self.fail(span, failure)
         return span
 
-    def process(self, delivery: Delivery, trail: Trail, previous: Place | None, start_ns: int, end_ns: int) -> SpanData:
+    def process(
+        self,
+        delivery: Delivery,
+        trail: Trail,
+        previous: Place | None,
+        start_ns: int,
+        end_ns: int,
+        strangers: Sequence[Place] = (),
+    ) -> SpanData:
         envelope, destination, attempt = delivery.envelope, delivery.destination, delivery.attempt
         attributes: dict[str, Any] = {
             "messaging.system": self._system,
@@ -155,6 +168,8 @@ class SpanWriter:
             if trail.delayed and trail.origin.span_id:
                 links.append((trail.origin, _TO_PUBLISH))
             span.links = links
+        if strangers:
+            span.links = [*span.links, *((place, _TO_STRANGER) for place in strangers)]
         return span
 
     def fail(self, span: SpanData, failure: Failure) -> None:
@@ -214,12 +229,20 @@ class SpanWriter:
         span.error = error
         return span
 
-    def replay(self, delivery: Delivery, place: Place, origin: Place, failed: Place, at_ns: int) -> SpanData:
+    def replay(
+        self,
+        delivery: Delivery,
+        place: Place,
+        origin: Place,
+        failed: Place,
+        at_ns: int,
+        strangers: Sequence[Place] = (),
+    ) -> SpanData:
         attributes = self._messaging("replay", "send", delivery.envelope, delivery.destination)
         attributes["messaging.consumer.group.name"] = delivery.subscription
         attributes["glassbus.replays"] = delivery.replays
         attributes["glassbus.keep"] = True
-        links = [(failed, _TO_FAILURE)]
+        links = [(failed, _TO_FAILURE), *((stranger, _TO_STRANGER) for stranger in strangers)]
         if origin.span_id:
             links.insert(0, (origin, _TO_PUBLISH))
         name = f"replay {delivery.destination}"

@@ -50,6 +50,8 @@ from glassbus.telemetry.surroundings import Surroundings, new_trace
 
 #: Publishes under way: of so many the parent is remembered.
 _PENDING_MAX = 4096
+#: What samplers of the SDK look at.
+_LOW_BITS = (1 << 64) - 1
 
 
 class Tracing:
@@ -161,6 +163,15 @@ class Tracing:
             return NO_SCOPE if not self._inherited else Bare()
         outlet = self.outlet
         if not outlet.recording or (first and not self.lineage.origin(work).sampled):
+            return NO_SCOPE if not self._inherited else Bare()
+        return self._live.begin(work, outlet)
+
+    def scope_among_strangers(self, work: f.Delivery, /) -> AbstractContextManager[None]:
+        """As `scope`, for a bus with untrusted topics: whether their messages are sampled is decided here."""
+        if work.attempt > 1 or work.replays or not self.lineage.from_stranger(work.envelope):
+            return self.scope(work)
+        outlet = self.outlet
+        if not outlet.recording or not _samples_root(outlet, self.lineage.origin(work).trace_id):
             return NO_SCOPE if not self._inherited else Bare()
         return self._live.begin(work, outlet)
 
@@ -418,14 +429,18 @@ class Tracing:
         before = max(0, delivery.replays - 1)
         origin = replay_place(delivery, before) if before else self.lineage.published(delivery)
         place = replay_place(delivery, max(1, delivery.replays))
-        self._outlet.emit(
-            self.writer.replay(delivery, place, origin, self._last_failure(fact, before), ns(fact.at)),
-        )
+        failed, strangers = self._last_failure(fact, before), self.lineage.strangers(delivery.envelope)
+        self._outlet.emit(self.writer.replay(delivery, place, origin, failed, ns(fact.at), strangers))
 
     def _dead_letter_discarded(self, fact: f.DeadLetterDiscarded) -> None:
         if self._admit(f"discard:{fact.delivery.subscription}", 1) >= 0:
             failed = self._last_failure(fact, fact.delivery.replays)
             self._outlet.emit(self.writer.settle(fact.delivery, failed, ns(fact.at), "discard", "dead_letter"))
+
+
+def _samples_root(outlet: Outlet, trace_id: int) -> bool:
+    bound = outlet.bound
+    return outlet.samples(trace_id, None) if bound is None else trace_id & _LOW_BITS < bound
 
 
 def _known(failure: Failure | None) -> Failure:
