@@ -198,6 +198,7 @@ SCENARIOS: dict[str, Scenario] = {
             fault=Refuse(),
             target="transport:*",
             while_struck=(stated(f.TransportFailed),),
+            once_healed=(stated(f.TransportRecovered),),
         ),
         Scenario(
             name="disk_full",
