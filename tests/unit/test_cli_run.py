@@ -153,3 +153,13 @@ def test_a_second_signal_does_not_wait_and_loses_nothing(glassbus: Command, here
     assert time.monotonic() - began < 10.0
     assert glassbus("audit", "--url", "sqlite:///shop.db") == 0
     assert "accepted 1 = pending 1 " in glassbus.out
+
+
+def test_a_quit_signal_is_an_emergency_stop_that_writes_down_what_is_held(glassbus: Command, here: Path) -> None:
+    running = Running(glassbus, here, 0.5)
+    assert running.end(signal.SIGQUIT) == 2
+    assert running.lines[-1] == "glassbus: error: the bus made an emergency stop: signal SIGQUIT"
+    assert (here / "shop.db.state/emergency/shop/0.manifest.jsonl").exists()
+    assert glassbus("escalations", "list", "--url", "sqlite:///shop.db") == 1
+    assert "EmergencyStop" in glassbus.out
+    assert glassbus("audit", "--url", "sqlite:///shop.db") == 0

@@ -134,6 +134,8 @@ async def _serve(bus: MessageBus, deadline_s: float) -> int:
             task.cancel()
         if not asked.is_set():
             await (bus.emergency.stop("") if bus.emergency.began else bus.stop(deadline_s))
+            if bus.emergency.began:
+                raise CommandError(f"the bus made an emergency stop: {bus.emergency.reason}")
             health = bus.health()
             raise CommandError(f"the bus stopped by itself: {health.checks[0].detail}")
         return await _stop(bus, deadline_s, hurried)
