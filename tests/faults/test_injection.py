@@ -440,7 +440,7 @@ def test_the_blocking_bus_takes_faults_from_its_callers_thread() -> None:
         bus.stop()
 
 
-def test_without_a_fault_nothing_of_the_room_is_even_loaded() -> None:
+def test_without_a_fault_nothing_of_the_room_is_even_loaded(tmp_path: Any) -> None:
     program = (
         "import sys, asyncio\n"
         "from glassbus import MessageBus\n"
@@ -451,7 +451,7 @@ def test_without_a_fault_nothing_of_the_room_is_even_loaded() -> None:
         "print([name for name in sys.modules if name.startswith('glassbus.faults')])"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd="/tmp"
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
     )
     assert ran.stdout.strip() == "[]"
 
