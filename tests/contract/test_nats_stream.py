@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,74 @@ def test_what_waits_goes_on_when_the_server_is_there_again(server: nats_kit.Serv
             assert (await made.audit()).ok
 
     asyncio.run(scenario())
+
+
+async def answers_again(made: Transport) -> None:
+    async with asyncio.timeout(SOON_S):
+        while True:
+            try:
+                await made.probe()
+                return
+            except EndpointUnreachable:
+                await asyncio.sleep(0.05)
+
+
+def test_one_that_has_nothing_to_say_is_connected_again_too(server: nats_kit.Server) -> None:
+    async def scenario() -> None:
+        async with opened(f"{server.url}/idle") as made:
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            await answers_again(made)
+            assert made._supervisor.up()  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_lost_its_store_stops_the_bus_instead_of_beginning_anew(server: nats_kit.Server) -> None:
+    async def scenario() -> None:
+        ears = Ears()
+        async with opened(f"{server.url}/wiped", ears):
+            await asyncio.to_thread(server.kill)
+            shutil.rmtree(server.place / "store")
+            await asyncio.to_thread(server.start)
+            async with asyncio.timeout(SOON_S):
+                while not ears.errors:
+                    await asyncio.sleep(0.05)
+            assert isinstance(ears.errors[0], StoreCorrupt)
+
+    asyncio.run(scenario())
+
+
+def test_another_server_with_a_stream_of_its_own_is_read_from_its_beginning(
+    server: nats_kit.Server, tmp_path: Path
+) -> None:
+    """Servers of a failover set should serve one stream; where they do not, nothing of them is mixed."""
+
+    async def scenario(other: nats_kit.Server) -> None:
+        async with opened(f"{other.url}/two") as before:
+            await before.declare(SubscriptionSpec("theirs", "t", 10), consume=False)
+            await before.publish([envelope(9)], 0.0)
+        async with opened(f"{server.url}/two,{other.url}/two") as made:
+            await made.declare(SubscriptionSpec("ours", "t", 10), consume=True)
+            for n in range(20):
+                await made.publish([envelope(n, body=b"x")], 0.0)
+                if n < 10:
+                    await settle(made, "ours", handled)
+            held = await made.claim("ours")
+            await asyncio.to_thread(server.kill)
+            await answers_again(made)
+            assert set(made.ledger().accounts) == {"theirs"}
+            answers: list[bool] = []
+            made.settle(held, handled(1), lambda _d, _c, took: answers.append(took))
+            await made.flush()
+            assert answers == [False]
+            (stored,) = await made.publish([envelope(100)], 0.0)
+            assert stored.subscriptions == ("theirs",)
+            assert made.ledger().accounts["theirs"].pending == 2
+            assert (await made.audit()).ok
+
+    with nats_kit.running(tmp_path / "other") as other:
+        asyncio.run(scenario(other))
 
 
 # Owners
