@@ -307,6 +307,21 @@ def test_reports_of_users_are_made_plain_before_they_are_written(tmp_path: Path)
     assert "cannot be shown" in entry.report.context["frame"]
 
 
+def test_a_report_that_a_program_made_is_kept_plain_and_belongs_to_its_message(tmp_path: Path) -> None:
+    """It may hold anything, say any time, and be changed afterwards."""
+    kept = Kept(tmp_path)
+    wild: Any = report(category="of my own", severity=7, context={"message_id": "m-9", "error": ValueError("x")})
+    for at in (None, "noon", float("nan"), 1e300, -1.0, START - 60):
+        wild.timestamp = at
+        kept.state(f.ErrorReported(at=at, report=wild))
+    wild.context["later"] = ValueError("y")
+    assert kept.journal.close()
+    assert [entry.at for entry in read_story(tmp_path, "m-9")] == [START - 60, *[START] * 5]
+    assert kept.journal.statistics()["categories"] == {"of my own": 6}
+    for one in kept.journal.reports():
+        assert one.context == {"message_id": "m-9", "error": "x"}
+
+
 def test_refused_publishes_with_wild_ids_are_written(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     kept.state(sample(f.PublishRefused, at=START, message_id="lone \ud800", topic="\x1b[31m"))

@@ -57,7 +57,7 @@ def test_a_full_disk_is_told_once_and_what_waited_is_written_when_there_is_room(
     kept.state(failed(message="before"))
     assert kept.journal.flush()
     full = FullDisk(monkeypatch, room=100)
-    kept.state(*(failed(START + n, f"m-{n}") for n in range(20)))
+    kept.state(*(failed(START + n, f"m-{n}", fingerprint="first seen on a full disk") for n in range(20)))
     assert not kept.journal.flush(0.3)
     kept.journal.look()
     kept.journal.look()
@@ -70,6 +70,9 @@ def test_a_full_disk_is_told_once_and_what_waited_is_written_when_there_is_room(
     assert [line.message_id for line in reader.lines()] == ["before", *(f"m-{n}" for n in range(20))]
     assert reader.torn == 0
     assert kept.journal.dropped == 0
+    (entry,) = read_story(tmp_path, "m-0")
+    assert entry.report is not None
+    assert "in charge" in entry.report.stack_trace  # its line was among those taken back
 
 
 def test_what_does_not_fit_the_queue_is_counted_and_a_line_says_how_much_is_missing(
@@ -143,11 +146,13 @@ def test_files_are_rotated_and_bounded_over_all_processes(tmp_path: Path) -> Non
     told = [line.message_id for line in lines_of(tmp_path)]
     assert told[-1] == "m-29-49"
     assert told == [f"m-{b}-{n}" for b in range(30) for n in range(50)][-len(told) :]
+    os.utime(files[-1], (0, 0))
     second = Kept(tmp_path, file_bytes=64 * 1024, files=4)
     second.state(failed(message="m-new"))
     assert second.journal.flush()
     assert sum(path.stat().st_size for path in journal_files(tmp_path)) <= 4 * 64 * 1024
-    assert files[-1] in journal_files(tmp_path)  # a file that a living process writes is never removed
+    assert files[-1] in journal_files(tmp_path)  # a file that a living process writes is never removed, however old
+    assert not journalfiles._unused(files[-1])
     first.journal.close()
     second.journal.close()
 
@@ -156,7 +161,9 @@ def test_each_file_has_the_stacks_of_its_reports(tmp_path: Path) -> None:
     kept = Kept(tmp_path, file_bytes=64 * 1024, files=10)
     kept.state(*(failed(START + n / 10, f"m-{n}", text="x" * 500) for n in range(300)))
     kept.journal.close()
-    assert len(journal_files(tmp_path)) > 2
+    files = journal_files(tmp_path)
+    assert len(files) > 2
+    assert all(path.read_bytes().splitlines()[1].startswith(b'{"kind":"site"') for path in files)
     for n in (0, 150, 299):
         (entry,) = read_story(tmp_path, f"m-{n}")
         assert entry.report is not None

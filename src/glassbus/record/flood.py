@@ -19,7 +19,7 @@ class FloodGuard:
     def __init__(self, per_second: int) -> None:
         self.folded = 0
         self._per_second = per_second
-        self._second = 0
+        self.second = 0
         self._seen: dict[tuple[FactType, str, str], int] = {}
         self._over: dict[tuple[FactType, str, str], _Rest] = {}
 
@@ -44,11 +44,11 @@ class FloodGuard:
         return False
 
     def ended(self, at: float) -> list[FloodLine]:
-        """The lines of a second that has passed, if it has; nearly always none."""
+        """The lines of a second that has passed, if it has."""
         second = int(at)
-        if second == self._second:
+        if second == self.second:
             return []
-        self._second = second
+        self.second = second
         return self.rest()
 
     def rest(self) -> list[FloodLine]:

@@ -23,6 +23,7 @@ from glassbus.record.journalfiles import JournalFiles
 from glassbus.record.journalwriter import JournalWriter
 from glassbus.record.memory import about_bytes
 from glassbus.record.metricsfile import METRICS_EVERY_S, METRICS_NAME, MetricsFile
+from glassbus.record.plain import plain_report
 from glassbus.record.reading import read_story
 from glassbus.record.report import text_report
 from glassbus.record.report_html import html_report
@@ -132,10 +133,27 @@ class Journal(Observer):
             report, error = fact.report, True  # type: ignore[union-attr]
         elif kind is f.RetryScheduled:
             report, error = fact.report, False  # type: ignore[union-attr]
+        elif kind is f.ErrorReported:
+            self._keep_reported(fact, number)  # type: ignore[arg-type]
+            return
         else:
             report, error = self._look_closer(fact, number)
-        record = record_of(number, fact, report, error)
-        if error:
+        self._record(fact, record_of(number, fact, report, error))
+
+    def _keep_reported(self, fact: f.ErrorReported, number: int) -> None:
+        """A report that a program made: it may hold anything, say any time, and be changed later."""
+        now = self._wall()
+        report = msgspec.structs.replace(plain_report(fact.report))
+        report.context = dict(report.context)
+        at = report.timestamp if 0 < report.timestamp <= now else now
+        about = [report.context.get(name) for name in ("message_id", "subscription")]
+        message_id, subscription = (one if isinstance(one, str) else "" for one in about)
+        record = record_of(number, f.ErrorReported(at=at, report=report), report, True)
+        self._record(fact, (*record[:3], message_id, subscription, *record[5:]))
+
+    def _record(self, fact: Fact, record: Record) -> None:
+        report, error = record[6], record[10]
+        if error and report is not None:
             self._errors.report(report, record[1], record[4])
         self._ring.append(record)
         if self._writer is not None:
@@ -164,9 +182,11 @@ class Journal(Observer):
 
     def _keep(self, writer: JournalWriter, fact: Fact, record: Record) -> None:
         """Have the record written, if it tells of something that failed; with what came before, the first time."""
-        _, at, kind, message_id, *_ = record
-        for line in self._flood.ended(at):
-            writer.put(line)
+        at, kind, message_id = record[1], record[2], record[3]
+        flood = self._flood
+        if int(at) != flood.second:
+            for line in flood.ended(at):
+                writer.put(line)
         if kind in QUIET and not _has_failed(fact):
             if message_id:
                 self._remember(message_id, record)
@@ -178,13 +198,14 @@ class Journal(Observer):
             before, self._prologue = self._prologue, None
             for earlier in before:
                 writer.put(earlier)
-        if not self._flood.passes(record, *_ending(fact)):
+        if not (flood.passes(record, *_ending(fact)) if kind in _ENDINGS else flood.passes(record)):
             return
         if self._early:
             for earlier in self._early.pop(message_id, ()):
                 writer.put(earlier)
         writer.put(record)
-        writer.changed()
+        if not writer.stale:
+            writer.changed()
 
     def _remember(self, message_id: str, record: Record) -> None:
         kept = self._early.get(message_id)
@@ -326,6 +347,9 @@ class Journal(Observer):
 def _has_failed(fact: Fact) -> bool:
     delivery = getattr(fact, "delivery", None)
     return delivery is not None and delivery.first_failed_at > 0
+
+
+_ENDINGS = frozenset({f.RecoveryEnded, f.RecoveryConcluded})
 
 
 def _ending(fact: Fact) -> tuple[str, float]:

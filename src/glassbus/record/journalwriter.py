@@ -47,6 +47,8 @@ class JournalWriter:
         self.dropped = 0
         #: What failed and how, while it does: operation and error.
         self.trouble: tuple[str, str] | None = None
+        #: Whether the statistics have changed since their file was written.
+        self.stale = False
         #: What failed last, and how often something began to fail.
         self.last_failure = ("", "")
         self.failures = 0
@@ -61,7 +63,7 @@ class JournalWriter:
         self._queue: deque[Item | threading.Event] = deque()
         self._pending: deque[Item] = deque()
         self._told = self.dropped  # of the dropped, those that a line tells of
-        self._changed = False
+        self.stale = False
         self._metrics_due = time.monotonic() + self._metrics_every_s
         self._retry_s = 0.0
         self._closing = self._closed = False
@@ -79,9 +81,8 @@ class JournalWriter:
 
     def changed(self) -> None:
         """The statistics have changed: their file is to be written when it is due."""
-        if not self._changed:
-            self._changed = True
-            self._rouse()
+        self.stale = True
+        self._rouse()
 
     def _rouse(self) -> None:
         self._wake.set()
@@ -104,7 +105,7 @@ class JournalWriter:
         if self.settled:
             return True
         self._closing = True
-        self._changed = True
+        self.stale = True
         return self.flush(timeout_s)
 
     @property
@@ -139,12 +140,12 @@ class JournalWriter:
             return False
         with self._starting:
             self._thread = None
-        if self._queue or self._changed:  # put between the two looks
+        if self._queue or self.stale:  # put between the two looks
             self._rouse()
         return True
 
     def _work_left(self) -> bool:
-        return bool(self._queue or self._pending or self._changed or self.files.unsynced)
+        return bool(self._queue or self._pending or self.stale or self.files.unsynced)
 
     def _patience_s(self, idle_since: float) -> float:
         """How long to sleep when nobody wakes us."""
@@ -152,7 +153,7 @@ class JournalWriter:
         waits = [max(0.0, _LINGER_S - (now - idle_since))]
         if self.files.unsynced:
             waits.append(FSYNC_EVERY_S)
-        if self._changed:
+        if self.stale:
             waits.append(max(0.0, self._metrics_due - now))
         return min(waits)
 
@@ -168,7 +169,7 @@ class JournalWriter:
                     barrier.set()
                 else:
                     self._queue.appendleft(barrier)
-            if self._changed and time.monotonic() >= self._metrics_due:
+            if self.stale and time.monotonic() >= self._metrics_due:
                 self._write_metrics(running=True)
             if not (wrote and self._queue):
                 return
@@ -213,7 +214,7 @@ class JournalWriter:
     def _finish(self) -> bool:
         try:
             self.files.sync()
-            if self._changed:
+            if self.stale:
                 self._write_metrics(running=False)
             self.files.close()
         except OSError as error:
@@ -223,12 +224,12 @@ class JournalWriter:
         return True
 
     def _write_metrics(self, *, running: bool) -> None:
-        self._changed = False
+        self.stale = False
         self._metrics_due = time.monotonic() + self._metrics_every_s
         try:
             self._metrics.write(self._snapshot(), running=running)
         except OSError as error:
-            self._changed = not self._closing
+            self.stale = not self._closing
             if self.trouble is None:
                 self._failed("metrics", error)
         else:
