@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import threading
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from opentelemetry.trace import NoOpTracer, TracerProvider
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from glassbus import Message, MessageBus, Retry
+from glassbus import Message, MessageBus, PublishRejected, Retry
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
 from glassbus.facts import (
     AttemptFailed,
@@ -33,6 +35,7 @@ from glassbus.facts import (
 from glassbus.message import Envelope
 from glassbus.policy.ledger import Account
 from glassbus.telemetry import catalogue, exposition, observe
+from tests.telemetry.conftest import FakeBreaker, FakeConnection
 
 REPORT = ErrorReport(
     error_id="e-1",
@@ -92,9 +95,42 @@ def test_a_bus_that_has_done_nothing_has_its_series_at_zero(source: Any, registr
     for category in catalogue.CATEGORIES:
         assert scrape.value("dead_letters_total", subscription="charge", category=category) == 0
     for from_state, to_state in catalogue.USUAL_MOVES:
-        assert scrape.value("breaker_transitions_total", from_state=from_state, to_state=to_state) == 0
+        moved = {"breaker": "charge", "from_state": from_state, "to_state": to_state}
+        assert scrape.value("breaker_transitions_total", **moved) == 0
+    for component in ("queue/queue_overflow", "resources/resource_exhaustion", "configuration/configuration_error"):
+        assert scrape.value("breaker_state", breaker=component, state="closed") == 1
+        assert scrape.value("breaker_transitions_total", breaker=component, from_state="closed", to_state="open") == 0
+        assert scrape.value("breaker_calls_total", breaker=component, outcome="failed") == 0
+    for action in ("expand", "shed", "reload"):
+        assert scrape.value("recovery_attempts_total", action=action, outcome="failed") == 0
+    for channel in ("log", "pager"):
+        assert scrape.value("escalations_total", severity="critical", channel=channel, outcome="sent") == 0
+    assert [s for s in scrape.labels("recovery_attempts_total") if s["action"] == "reconnect"] == []
     assert "_created" not in scrape.text
     assert kept.name == "default"
+
+
+def test_a_broker_has_the_series_of_its_connection_and_spool_from_the_start(
+    make_source: Callable[..., Any], registry: CollectorRegistry
+) -> None:
+    source = make_source()
+    source.endpoints = [FakeConnection("nats://one:4222"), FakeConnection("nats://two:4222", up=False)]
+    kept = observe(source, registry=registry)
+    scrape = Scrape(registry)
+    for endpoint in ("nats://one:4222", "nats://two:4222"):
+        assert scrape.value("spool_messages", endpoint=endpoint) == 0
+        assert scrape.value("reconnects_total", endpoint=endpoint) == 0
+    for action in ("reconnect", "failover", "refresh_credentials"):
+        for outcome in ("succeeded", "failed", "refused"):
+            assert scrape.value("recovery_attempts_total", action=action, outcome=outcome) == 0
+    for name in ("endpoint/connection_error", "endpoint/authentication_error"):
+        assert scrape.value("breaker_state", breaker=name, state="closed") == 1
+    # Once it is in use it is read, not assumed.
+    source.breaker = FakeBreaker("endpoint/connection_error", "component", "", "open", refused=3)
+    scrape = Scrape(registry)
+    assert scrape.value("breaker_state", breaker="endpoint/connection_error", state="closed") == 0
+    assert scrape.value("breaker_calls_total", breaker="endpoint/connection_error", outcome="refused") == 3
+    assert kept.name
 
 
 def test_happy_counts_are_read_from_the_core(source: Any, registry: CollectorRegistry) -> None:
@@ -170,12 +206,13 @@ def test_gauges_are_the_state_of_the_moment(source: Any, registry: CollectorRegi
     }
     assert scrape.value("dead_letter_messages", subscription="charge") == 1
     assert scrape.value("handlers_in_flight", subscription="charge") == 2
-    assert scrape.value("breaker_calls_total", outcome="refused") == 7
+    assert scrape.value("breaker_calls_total", breaker="charge", outcome="refused") == 7
     for name, states, now in (
         ("breaker_state", catalogue.BREAKER_STATES, "open"),
         ("subscription_state", catalogue.SUBSCRIPTION_STATES, "breaker_open"),
     ):
-        assert {s: scrape.value(name, state=s) for s in states} == {s: float(s == now) for s in states}
+        mine = {"breaker": "charge"} if name == "breaker_state" else {}
+        assert {s: scrape.value(name, state=s, **mine) for s in states} == {s: float(s == now) for s in states}
     assert [s for s in catalogue.HEALTH_STATES if scrape.value("health_status", status=s)] == ["degraded"]
     assert scrape.value("disk_free_bytes") == 1000
     assert scrape.value("last_round_trip_age_seconds") == 1.5
@@ -322,6 +359,68 @@ def test_error_counts_and_durations_lead_to_a_trace_that_exists(spans: Any, regi
     ids = {"trace_id": f"{process.context.trace_id:032x}", "span_id": f"{process.context.span_id:016x}"}
     shown = {s.name: s.exemplar.labels for s in scrape.samples if s.exemplar is not None}
     assert shown == {"glassbus_errors_total": ids, "glassbus_process_duration_seconds_bucket": ids}
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_every_exemplar_leads_to_a_span_that_was_exported_and_its_value_is_in_its_bucket(
+    spans: Any, registry: CollectorRegistry, ratio: float
+) -> None:
+    """Durations that went well have one when they were sampled, failures always."""
+    kept = spans(ratio)
+
+    async def main() -> Scrape:
+        bus = MessageBus(registry=registry, tracer_provider=kept.provider)
+
+        @bus.subscribe("orders", name="charge", retry=Retry(max_attempts=2, immediate=1))
+        async def charge(message: Message[Any]) -> None:
+            await asyncio.sleep(message.payload / 500)
+            if message.payload == 3:
+                raise ValueError
+
+        async with bus:
+            for number in range(20):
+                await bus.publish("orders", number % 4)
+                with contextlib.suppress(PublishRejected):
+                    await bus.publish("orders", number, headers={"bad": "\n"})
+            await bus.publish("nobody")
+            await bus.drain()
+            return Scrape(registry)
+
+    scrape = asyncio.run(main())
+    there = {(f"{s.context.trace_id:032x}", f"{s.context.span_id:016x}") for s in kept.all()}
+    shown = [s for s in scrape.samples if s.exemplar is not None]
+    for sample in shown:
+        assert (sample.exemplar.labels["trace_id"], sample.exemplar.labels["span_id"]) in there, sample
+        assert sample.exemplar.value <= float(sample.labels.get("le", "inf"))
+    durations = {(s.name, s.labels["outcome"]) for s in shown if "outcome" in s.labels}
+    failed = {
+        ("glassbus_process_duration_seconds_bucket", "failed"),
+        ("glassbus_publish_duration_seconds_bucket", "rejected"),
+    }
+    sampled = {
+        ("glassbus_process_duration_seconds_bucket", "succeeded"),
+        ("glassbus_publish_duration_seconds_bucket", "accepted"),
+    }
+    assert failed <= durations
+    assert sampled <= durations or ratio < 1
+    assert not sampled & durations or ratio > 0
+
+
+def test_without_spans_of_our_ids_nothing_leads_to_them(registry: CollectorRegistry) -> None:
+    """A provider that is not the SDK's gives spans ids of its own: an exemplar or a log line would lead nowhere."""
+    bus = MessageBus(registry=registry, tracer_provider=ForeignProvider(), telemetry=False)
+    observer = observe(bus, registry=registry, tracer_provider=bus.tracer_provider)
+    assert observer.tracing.outlet.recording
+    observer.on_fact(AttemptFailed(at=99.0, delivery=delivery(), report=REPORT, duration_s=1.0))
+    assert [s for s in Scrape(registry).samples if s.exemplar is not None] == []
+    assert observer.trace_ids(delivery()) == {}
+
+
+class ForeignProvider(TracerProvider):
+    """A provider of somebody else."""
+
+    def get_tracer(self, *_: Any, **__: Any) -> Any:
+        return NoOpTracer()
 
 
 def test_facts_and_scrapes_on_many_threads_add_up(source: Any, registry: CollectorRegistry) -> None:

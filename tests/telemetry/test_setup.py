@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from glassbus import ConfigurationError, Message, MessageBus, Retry
 from glassbus.telemetry import configure, exposition, observe, setup
+from glassbus.telemetry.outlet import SCHEMA_URL
 
 pytestmark = pytest.mark.usefixtures("no_global_provider", "clean_environment")
 
@@ -160,6 +161,33 @@ def test_failures_leave_over_otlp_at_zero_percent_sampling(
     assert {a.key for a in event.attributes} == {"exception.type", "exception.message", "exception.stacktrace"}
     if protocol != "grpc":
         assert all(headers["x-team"] == "payments" for headers in receiver.headers)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({}, "given"),
+        ({"OTEL_SERVICE_NAME": "one"}, "one"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=two,service.version=7"}, "two"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.namespace=shop,service.version=7"}, "given"),
+    ],
+)
+def test_spans_say_which_service_and_sdk_they_are_of(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    exporter = InMemorySpanExporter()
+    with configure(service_name="given", exporter=exporter) as telemetry:
+        asyncio.run(fail_once())
+        assert telemetry.flush(5.0)
+    for span in exporter.get_finished_spans():
+        said = span.resource.attributes
+        assert said["service.name"] == named
+        assert {"telemetry.sdk.name", "telemetry.sdk.language", "telemetry.sdk.version"} <= set(said)
+        assert ("service.version" in said) == ("service.version" in str(variables))
+        assert span.instrumentation_scope.name == "glassbus"
+        assert span.instrumentation_scope.schema_url == SCHEMA_URL
 
 
 def test_happy_spans_and_failures_have_a_queue_each() -> None:

@@ -35,6 +35,15 @@ COMPONENT_ACTIONS = (
     "last_known_good", "pause_subscription", "increase_timeout", "fallback_codec", "dead_letter", "custom", "none",
 )  # fmt: skip
 ACTIONS = (*RETRY_ACTIONS, *COMPONENT_ACTIONS)
+#: (component, category, action) of recoveries that the bus makes by itself: at 0 from the start, their breakers closed.
+COMPONENT_RECOVERIES = (
+    ("endpoint", "connection_error", "reconnect"),
+    ("endpoint", "connection_error", "failover"),
+    ("endpoint", "authentication_error", "refresh_credentials"),
+    ("queue", "queue_overflow", "expand"),
+    ("resources", "resource_exhaustion", "shed"),
+    ("configuration", "configuration_error", "reload"),
+)
 #: (category, severity) that the built-in rules can yield: at 0 from the start.
 PAIRS = tuple(sorted((c.value, s.value) for c, s in CLASSIFICATIONS))
 #: Transitions that happen by themselves: at 0 from the start.
@@ -320,8 +329,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "telemetry_seconds_total",
         "counter",
-        "Time spent on showing facts, and on scrapes. Counting what goes well is not in it.",
-        {"signal": ("facts", "scrape")},
+        "Time spent on showing facts and sampled attempts, on scrapes, and (CPU time, of queues of ours) on making and "
+        "exporting spans. Writing headers, and counting what goes well, is not in it.",
+        {"signal": ("facts", "scrape", "export")},
         "telemetry",
     ),
     Metric(
@@ -398,6 +408,8 @@ _MESSAGING = (
     "messaging.destination.name",
     "messaging.destination.template",
     "messaging.message.id",
+    "server.address",
+    "server.port",
     "glassbus.bus",
 )
 
@@ -513,6 +525,7 @@ SPANS: tuple[SpanKindOf, ...] = (
             *_MESSAGING,
             "messaging.consumer.group.name",
             "glassbus.attempt",
+            "glassbus.settlement",
             "glassbus.reason",
             "error.type",
             "glassbus.keep",

@@ -15,15 +15,17 @@ from glassbus.record.failures import Failure
 from glassbus.record.tally import Buckets
 from glassbus.telemetry.catalogue import BY_NAME, PROJECTIONS
 from glassbus.telemetry.governor import LabelCap
+from glassbus.telemetry.propagation import Place
 
 #: Label values in the order that the catalogue declares them, without `bus`.
 Labels = tuple[str, ...]
 
 
+_Published = f.DuplicateRecognised | f.MessageSpooled | f.MessageUnrouted | f.PublishLeftUncertain | f.PublishRefused
 _NOT_COUNTED = frozenset(kind for kind, projection in PROJECTIONS.items() if projection.no_metric)
 
-#: An attempt whose trace shows what a number counts, the value it had there, and when (wall seconds).
-Example = tuple[f.Delivery, float, float]
+#: A span that shows what a number counts, or the attempt that has one, the value it had there, and when (wall seconds).
+Example = tuple[f.Delivery | Place, float, float]
 
 
 class Counts:
@@ -43,22 +45,35 @@ class Counts:
         """In the child: a thread that held the lock is not there to release it."""
         self._lock = threading.Lock()
 
-    def count(self, fact: f.Fact, failure: Failure | None, example: f.Delivery | None = None) -> None:
-        """Add `fact`, which is the error `failure`, if any. `example`: an attempt whose trace shows it."""
+    def count(self, fact: f.Fact, failure: Failure | None, example: f.Delivery | Place | None = None) -> None:
+        """Add `fact`, which is the error `failure`, if any. `example`: an attempt, or a span, whose trace shows it."""
         if type(fact) in _NOT_COUNTED:
+            if example is not None and type(fact) is f.MessagePublished:
+                # Accepted messages are counted by the core; how long a sampled one took has its trace all the same.
+                labels = (self.destinations.bound(fact.destination), "accepted")
+                self._show("publish_duration_seconds", labels, fact.duration_s, example, fact.at)
             return
         with self._lock:
             if failure is not None:
                 self._error(failure, example, fact.at)
             self._count(fact, example)
 
-    def _error(self, failure: Failure, example: f.Delivery | None, at: float) -> None:
+    def succeeded(self, delivery: f.Delivery, duration_s: float, at: float) -> None:
+        """An attempt that has a span, for an example: the core counts it. `delivery` is kept, so without a payload."""
+        labels = (self._destination(delivery), delivery.subscription, "succeeded")
+        self._show("process_duration_seconds", labels, duration_s, delivery, at)
+
+    def _show(self, name: str, labels: Labels, value: float, example: f.Delivery | Place, at: float) -> None:
+        with self._lock:
+            self.examples[name, labels, bisect_left(BY_NAME[name].bounds, value)] = (example, value, at)
+
+    def _error(self, failure: Failure, example: f.Delivery | Place | None, at: float) -> None:
         labels = (failure.component, failure.category, failure.severity, self.destinations.bound(failure.destination))
         self._add("errors_total", labels)
         if example is not None:
             self.examples["errors_total", labels, 0] = (example, 1.0, at)
 
-    def _count(self, fact: f.Fact, example: f.Delivery | None) -> None:
+    def _count(self, fact: f.Fact, example: f.Delivery | Place | None) -> None:
         labels: Labels
         match fact:
             case f.AttemptFailed():
@@ -82,15 +97,15 @@ class Counts:
                 if fact.reason != "dead_letter":
                     self._settled(fact.delivery, fact.at, "discarded")
             case f.MessageUnrouted():
-                self._published(fact.destination, "unrouted", fact.duration_s)
+                self._published(fact.destination, "unrouted", fact, example)
             case f.DuplicateRecognised():
-                self._published(fact.destination, "duplicate", fact.duration_s)
+                self._published(fact.destination, "duplicate", fact, example)
             case f.PublishRefused():
-                self._published(fact.destination, "rejected", fact.duration_s)
+                self._published(fact.destination, "rejected", fact, example)
             case f.PublishLeftUncertain():
-                self._published(fact.destination, "uncertain", fact.duration_s)
+                self._published(fact.destination, "uncertain", fact, example)
             case f.MessageSpooled():
-                self._published(fact.destination, "spooled", fact.duration_s)
+                self._published(fact.destination, "spooled", fact, example)
             case f.BackpressureApplied():
                 self._add("backpressure_seconds_total", (fact.subscription,), fact.waited_s)
             case f.OverflowHandled():
@@ -166,10 +181,10 @@ class Counts:
     def _destination(self, delivery: f.Delivery) -> str:
         return self.destinations.bound(delivery.destination)
 
-    def _published(self, destination: str, outcome: str, duration_s: float) -> None:
+    def _published(self, destination: str, outcome: str, fact: _Published, example: f.Delivery | Place | None) -> None:
         labels = (self.destinations.bound(destination), outcome)
         self._add("messages_published_total", labels)
-        self._observe("publish_duration_seconds", labels, duration_s)
+        self._observe("publish_duration_seconds", labels, fact.duration_s, example, fact.at)
 
     def _settled(self, delivery: f.Delivery, at: float, result: str) -> None:
         labels = (self._destination(delivery), delivery.subscription, result)
@@ -183,7 +198,7 @@ class Counts:
         series[labels] = series.get(labels, 0) + by
 
     def _observe(
-        self, name: str, labels: Labels, value: float, example: f.Delivery | None = None, at: float = 0.0
+        self, name: str, labels: Labels, value: float, example: f.Delivery | Place | None = None, at: float = 0.0
     ) -> None:
         series = self.histograms.get(name)
         if series is None:

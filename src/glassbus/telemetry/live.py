@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Token
 from functools import partial
+from time import perf_counter
 from types import TracebackType
 
 from opentelemetry import context as otel_context
@@ -68,23 +69,35 @@ class Bare:
 class LiveAttempts:
     """The running attempts of a bus that have a span. Thread-safe: each step is one step of a dict.
 
-    An attempt that has failed stays here until the fact about it says how.
+    An attempt that has failed stays here until the fact about it says how; `told` hears of one that succeeded
+    (without its payload), how long it took, and when it ended, in wall seconds.
     """
 
-    def __init__(self, spans: AttemptSpans, lineage: Lineage, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        spans: AttemptSpans,
+        lineage: Lineage,
+        wall: Callable[[], float],
+        told: Callable[[Delivery, float, float], None],
+    ) -> None:
         self._spans = spans
+        self._told = told
         self._lineage = lineage
         self._wall = wall
+        #: Spent here on attempts that go well.
+        self.seconds = 0.0
         self._open: dict[Delivery, Live] = {}
         self._slimmed: tuple[Delivery, Delivery] | None = None
 
     def begin(self, delivery: Delivery, outlet: Outlet) -> Live:
+        began = perf_counter()
         hint = self._lineage.hint(delivery)
         start_ns = ns(delivery.started_at or self._wall())
         span = outlet.start(
             lambda: self._spans.process(delivery, hint, start_ns, 0)[0], lambda: self._lineage.trail(delivery).own
         )
         live = self._open[delivery] = Live(self, outlet, delivery, hint, start_ns, span)
+        self.seconds += perf_counter() - began
         return live
 
     def get(self, delivery: Delivery) -> Live | None:
@@ -96,7 +109,12 @@ class LiveAttempts:
 
     def succeeded(self, live: Live) -> None:
         if self._open.pop(live.delivery, None) is not None:
-            self.end(live, self._wall())
+            began = perf_counter()
+            at = self._wall()
+            self.end(live, at)
+            if live.outlet.keeps_ids:
+                self._told(self.slim(live.delivery), max(0.0, at - live.start_ns / 1e9), at)
+            self.seconds += perf_counter() - began
 
     def end(self, live: Live, at: float) -> None:
         """End a popped attempt that has not failed, or of which nobody said so."""

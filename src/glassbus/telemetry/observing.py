@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from glassbus.facts import (
-    AttemptFailed,
     BusStopped,
     Delivery,
     DeliveryHandled,
@@ -72,12 +71,11 @@ class TelemetryObserver:
         self.version = version
         self.now = wall
         self.stopped = False
-        #: Seconds spent here on facts.
-        self.fact_seconds = 0.0
+        self._fact_seconds = 0.0
         self.counts = Counts(source.address)
         self._source = weakref.ref(source)
         self._policies: dict[str, Retry] = {}
-        writer = SpanWriter(source.name, source.transport, self._retry, redact)
+        writer = SpanWriter(source.name, source.transport, self._retry, redact, source.address)
         self.tracing = Tracing(
             writer,
             Lineage(self._immediate, _matcher(source.untrusted)),
@@ -85,6 +83,7 @@ class TelemetryObserver:
             wall=wall,
             provider=tracer_provider,
             failures=failures,
+            succeeded=self.counts.succeeded,
         )
         self.records = FailureRecords(writer.text, self.place)
         _observers.add(self)
@@ -97,6 +96,11 @@ class TelemetryObserver:
         return self._source()
 
     @property
+    def fact_seconds(self) -> float:
+        """Seconds spent here on facts, and on attempts that have a span."""
+        return self._fact_seconds + self.tracing.seconds
+
+    @property
     def summarised(self) -> int:
         return self.tracing.summarised
 
@@ -104,12 +108,12 @@ class TelemetryObserver:
         began = time.perf_counter()
         failure = failure_of(fact)
         self.tracing.show(fact, failure)
-        # The trace of a failed attempt serves as an example of what is counted.
-        self.counts.count(fact, failure, self.tracing.shown(fact.delivery) if isinstance(fact, AttemptFailed) else None)
+        # What is counted has the trace that shows it as an example.
+        self.counts.count(fact, failure, self.tracing.shown(fact))
         self.records.show(fact, failure)
         if isinstance(fact, BusStopped):
             self.stopped = True
-        self.fact_seconds += time.perf_counter() - began
+        self._fact_seconds += time.perf_counter() - began
 
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
         return self._scope(work)
@@ -120,7 +124,7 @@ class TelemetryObserver:
 
     def trace_ids(self, delivery: Delivery, /) -> dict[str, str]:
         """What a log line about `delivery` says of its trace; nothing while nobody records traces."""
-        if not self.tracing.outlet.recording:
+        if not self.tracing.outlet.keeps_ids:
             return {}
         place = self.place(delivery)
         return {"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}

@@ -86,6 +86,8 @@ class Outlet(Protocol):
 
     #: False: nobody records, so build nothing.
     recording: bool
+    #: Whether spans have the ids that are derived here, so that logs and exemplars may name them.
+    keeps_ids: bool
     #: Roots: sampled when 64 random bits are below it; None: ask `samples`.
     bound: int | None
     value_bytes_max: int
@@ -109,7 +111,7 @@ class Outlet(Protocol):
 class Nowhere:
     """No provider, or one that is switched off."""
 
-    recording = False
+    recording = keeps_ids = False
     bound: int | None = 0
     value_bytes_max = VALUE_BYTES_MAX
 
@@ -135,6 +137,7 @@ class Foreign:
     lead to spans that only exist where it took our ids, and a failure is exported when it samples it."""
 
     recording = True
+    keeps_ids = False
     bound: int | None = 0
     value_bytes_max = VALUE_BYTES_MAX
 

@@ -72,6 +72,8 @@ class SpanQueue(SpanProcessor):
         self.dropped: Counter[str] = Counter()
         self.exported = 0
         self.export_failures = 0
+        #: CPU time that making and exporting spans took, on the thread that does it.
+        self.seconds = 0.0
         self._batch_max = batch_max
         self._delay_s = delay_s
         self._make_exporter = make_exporter
@@ -142,13 +144,15 @@ class SpanQueue(SpanProcessor):
             self._hurry.clear()
             # Cleared before the queue is emptied: a span that comes in between sets it again.
             self._some.clear()
+            began = time.thread_time()
             while self._spans:
                 self._export()
+            self.seconds += time.thread_time() - began
             with self._changed:
                 self._changed.notify_all()
                 if self._leaving:
                     break
-        with contextlib.suppress(Exception):  # nobody is left to be told, and it has nothing of ours any more
+        with contextlib.suppress(BaseException):  # nobody is left to be told, and it has nothing of ours any more
             self._exporter.shutdown()
         with self._changed:
             self._thread = None
@@ -177,14 +181,14 @@ class SpanQueue(SpanProcessor):
     def _delivered(self, batch: list[ReadableSpan]) -> bool:
         try:
             return self._exporter.export(batch) is SpanExportResult.SUCCESS
-        except Exception as error:  # noqa: BLE001 - an exporter may raise anything; the caller counts it
+        except BaseException as error:  # noqa: BLE001 - an exporter may raise anything; the caller counts it
             _log.warning("exporting %d spans of queue %r raised %s", len(batch), self.name, type(error).__name__)
             return False
 
     def _opened(self, entry: Entry) -> list[ReadableSpan]:
         try:
             return [entry.finish(span) for span in entry.make()]
-        except Exception:  # noqa: BLE001 - one failure that cannot be shown must not take the others with it
+        except BaseException:  # noqa: BLE001 - one failure that cannot be shown must not take the others with it
             self.dropped["not_made"] += entry.size
             _log.exception("a failure could not be made into spans")
             return []

@@ -151,6 +151,10 @@ def slim(delivery: Delivery) -> Delivery:
     )
 
 
+def _key(delivery: Delivery) -> int:
+    return hash((delivery.envelope.id, delivery.subscription, delivery.replays))
+
+
 class Lineage:
     """Answers where an attempt stands, and the one before it.
 
@@ -165,7 +169,8 @@ class Lineage:
         self._last: tuple[Delivery, int, Trail] | None = None
         # Attempts made here, from the second on: whether they were delayed. A spent retry budget
         # delays what the policy would do at once, so the policy alone does not tell.
-        self._delayed: dict[tuple[str, str, int], tuple[int, bool]] = {}
+        # By the hash of what names the attempt: a stranger's ids are long.
+        self._delayed: dict[int, tuple[int, bool]] = {}
 
     def origin(self, delivery: Delivery) -> Place:
         """The publish of `delivery`, or the replay that brought it back."""
@@ -207,7 +212,7 @@ class Lineage:
     def failed(self, delivery: Delivery) -> None:
         """Remember where a failed retry was, for the attempt that follows."""
         if delivery.attempt > 1:
-            key = (delivery.envelope.id, delivery.subscription, delivery.replays)
+            key = _key(delivery)
             self._delayed.pop(key, None)
             self._delayed[key] = (delivery.attempt, _is_delayed(delivery))
             if len(self._delayed) > _REMEMBERED_MAX:
@@ -215,13 +220,13 @@ class Lineage:
 
     def ended(self, delivery: Delivery) -> None:
         """Nothing follows: forget it."""
-        self._delayed.pop((delivery.envelope.id, delivery.subscription, delivery.replays), None)
+        self._delayed.pop(_key(delivery), None)
 
     def hint(self, delivery: Delivery) -> Hint:
         """What is remembered of the attempt before this one: to be taken now where `previous` is asked later."""
         if delivery.attempt < 2:
             return None
-        return self._delayed.get((delivery.envelope.id, delivery.subscription, delivery.replays))
+        return self._delayed.get(_key(delivery))
 
     def previous(self, delivery: Delivery, hint: Hint) -> Place | None:
         """The attempt before this one; None for the first."""

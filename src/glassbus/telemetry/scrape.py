@@ -18,7 +18,7 @@ from glassbus.telemetry import catalogue
 from glassbus.telemetry.catalogue import BY_NAME, METRICS
 from glassbus.telemetry.counts import Counts, Labels
 from glassbus.telemetry.propagation import Place
-from glassbus.telemetry.source import Source
+from glassbus.telemetry.source import BreakerView, Source
 
 #: Bounds, counts, sum.
 Histogram = tuple[tuple[float, ...], list[int], float]
@@ -32,6 +32,7 @@ class QueueView(Protocol):
     name: str
     capacity: int
     export_failures: int
+    seconds: float
 
     @property
     def dropped(self) -> dict[str, int]: ...
@@ -44,8 +45,11 @@ class Scraped(Protocol):
     name: str
     version: str
     stopped: bool
-    fact_seconds: float
     counts: Counts
+
+    @property
+    def fact_seconds(self) -> float:
+        """Spent on showing facts."""
 
     @property
     def source(self) -> Source | None:
@@ -130,14 +134,22 @@ def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> 
         for action in catalogue.RETRY_ACTIONS:
             for outcome in ("succeeded", "failed"):
                 scrape.add("recovery_attempts_total", (bus, category, action, outcome, ""))
+    for _, category, action in _recoveries(source):
+        for outcome in ("succeeded", "failed", "refused"):
+            scrape.add("recovery_attempts_total", (bus, category, action, outcome, ""))
+    for channel in source.escalation_channels():
+        for severity in catalogue.SEVERITIES:
+            for outcome in BY_NAME["escalations_total"].labels["outcome"]:
+                scrape.add("escalations_total", (bus, severity, channel, outcome))
     for name, series in list(counts.counters.items()):
         for labels, value in list(series.items()):
             scrape.add(name, (bus, *labels), value)
     for name, observed in list(counts.histograms.items()):
         for labels, buckets in list(observed.items()):
             scrape.observe(name, (bus, *labels), buckets)
-    for (name, labels, bucket), (attempt, value, at) in list(counts.examples.items()):
-        scrape.examples[name, (bus, *labels), bucket] = (scraped.place(attempt), value, at)
+    for (name, labels, bucket), (shown, value, at) in list(counts.examples.items()):
+        place = shown if isinstance(shown, Place) else scraped.place(shown)
+        scrape.examples[name, (bus, *labels), bucket] = (place, value, at)
 
 
 def _read_subscribers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
@@ -159,8 +171,29 @@ def _read_subscribers(scrape: Scrape, bus: str, scraped: Scraped, source: Source
         scrape.add("backpressure_seconds_total", labels)
 
 
+def _recoveries(source: Source) -> Iterable[tuple[str, str, str]]:
+    """(component, category, action) that may come; an embedded store has no endpoint to connect to."""
+    brokers = bool(list(source.connections()))
+    return [one for one in catalogue.COMPONENT_RECOVERIES if brokers or one[0] != "endpoint"]
+
+
+class _Unused:
+    """A breaker that is made when it is first needed: closed, and nothing counted."""
+
+    kind = "component"
+    subscription = ""
+    state = "closed"
+    succeeded_count = failed_count = refused = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 def _read_breakers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
-    for view in source.breaker_views():
+    views: list[BreakerView] = list(source.breaker_views())
+    used = {view.name for view in views if view.kind == "component"}
+    names = dict.fromkeys(f"{component}/{category}" for component, category, _ in _recoveries(source))
+    for view in [*views, *(_Unused(name) for name in names if name not in used)]:
         labels = (bus, view.name, view.kind)
         scrape.one_hot("breaker_state", (*labels, view.subscription), catalogue.BREAKER_STATES, view.state)
         for move in catalogue.USUAL_MOVES:
@@ -231,8 +264,10 @@ def _read_telemetry(scrape: Scrape, bus: str, scraped: Scraped, source: Source) 
 
 
 def read_queues(scrape: Scrape, bus: str) -> None:
+    scrape.add("telemetry_seconds_total", (bus, "export"))
     for queue in span_queues():
         labels = (bus, queue.name)
+        scrape.add("telemetry_seconds_total", (bus, "export"), queue.seconds)
         scrape.add("telemetry_queue_spans", labels, len(queue))
         scrape.add("telemetry_queue_capacity_spans", labels, queue.capacity)
         scrape.add("telemetry_export_failures_total", labels, queue.export_failures)

@@ -118,7 +118,7 @@ class _Router(SpanProcessor):
 
 
 class SdkOutlet:
-    recording = True
+    recording = keeps_ids = True
 
     def __init__(self, provider: TracerProvider, failures: Callable[[], SpanProcessor | None]) -> None:
         self._provider = provider

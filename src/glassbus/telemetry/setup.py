@@ -165,9 +165,11 @@ def _at_exit() -> None:
 
 
 def _resource(service_name: str | None) -> Resource:
-    resource = Resource.create()
-    named = os.environ.get("OTEL_SERVICE_NAME") or SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    return resource if service_name is None or named else resource.merge(Resource({SERVICE_NAME: service_name}))
+    given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    named = os.environ.get("OTEL_SERVICE_NAME") or SERVICE_NAME in {
+        one.partition("=")[0].strip() for one in given.split(",")
+    }
+    return Resource.create({} if service_name is None or named else {SERVICE_NAME: service_name})
 
 
 def _failures(make: MakeExporter, capacity: int) -> SpanQueue:

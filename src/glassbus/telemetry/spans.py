@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from opentelemetry.trace import SpanKind
 
@@ -66,13 +67,27 @@ def _stack(text: str) -> str:
 without_credentials = redact
 
 
+def _server(address: str) -> dict[str, str | int]:
+    """`server.address` and `server.port` of a broker. Of several that may serve, none is known to be the one."""
+    place = urlsplit(address) if "://" in address and "," not in address else None
+    if place is None or not place.hostname:
+        return {}
+    return {"server.address": place.hostname, **({"server.port": place.port} if place.port else {})}
+
+
 class SpanWriter:
     """Writes the spans of one bus. Reads nothing but its arguments, so any thread may use it."""
 
     def __init__(
-        self, bus: str, transport: str, retry_of: Callable[[str], Retry | None], clean: Callable[[str], str]
+        self,
+        bus: str,
+        transport: str,
+        retry_of: Callable[[str], Retry | None],
+        clean: Callable[[str], str],
+        address: str = "",
     ) -> None:
         self.bus = bus
+        self._server = _server(address)
         self.value_bytes_max = 256
         self._events = span_events_wanted()
         self._system = _SYSTEMS.get(transport, "glassbus")
@@ -90,13 +105,14 @@ class SpanWriter:
         }
         if destination != envelope.topic:
             attributes["messaging.destination.template"] = destination
+        attributes.update(self._server)
         return attributes
 
     def text(self, text: str) -> str:
         """An error text as it may be shown. What a failing redaction hook was given is not."""
         try:
             cleaned = self._clean(text)
-        except Exception as error:  # noqa: BLE001 - the hook is the program's, and may raise anything
+        except BaseException as error:  # noqa: BLE001 - the hook is the program's, and may raise anything
             return f"<redaction raised {type(error).__name__}>"
         return capped(cleaned, self.value_bytes_max)
 
@@ -149,6 +165,7 @@ class SpanWriter:
         }
         if destination != envelope.topic:
             attributes["messaging.destination.template"] = destination
+        attributes.update(self._server)
         retry = self._retry_of(delivery.subscription)
         if retry is not None:
             attributes["glassbus.max_attempts"] = retry.max_attempts
@@ -218,7 +235,8 @@ class SpanWriter:
     def settle(
         self, delivery: Delivery, at: Place, at_ns: int, operation: str, reason: str, error: str | None = None
     ) -> SpanData:
-        attributes = self._messaging(operation, "settle", delivery.envelope, delivery.destination)
+        attributes = self._messaging("settle", "settle", delivery.envelope, delivery.destination)
+        attributes["glassbus.settlement"] = operation
         attributes["messaging.consumer.group.name"] = delivery.subscription
         attributes["glassbus.attempt"] = delivery.attempt
         attributes["glassbus.reason"] = reason

@@ -71,6 +71,7 @@ class Tracing:
         provider: TracerProvider | None = None,
         failures: Callable[[], object] = lambda: None,
         budget: FloodBudget | None = None,
+        succeeded: Callable[[f.Delivery, float, float], None] = lambda _delivery, _duration_s, _at: None,
     ) -> None:
         self.writer = writer
         self.lineage = lineage
@@ -86,10 +87,12 @@ class Tracing:
         # Parents of publishes under way, by the header that was written.
         self._publishing: dict[str, int] = {}
         self._attempts = AttemptSpans(writer, lineage)
-        self._live = LiveAttempts(self._attempts, lineage, wall)
+        self._live = LiveAttempts(self._attempts, lineage, wall, succeeded)
         # The bus was started while a span was current, so that every handler would inherit it.
         self._inherited = False
         self._muted: f.Delivery | None = None
+        # The span of the publish that the last fact told of.
+        self._publish: Place | None = None
         self._around_it = Surroundings(writer, lineage, connection=connection, emit=self._emit, admit=self._admit)
 
     def _resolve(self, provider: TracerProvider | None) -> Outlet:
@@ -104,6 +107,11 @@ class Tracing:
             return self._outlet
         provider = global_provider()
         return self._outlet if provider is self._provider else self._resolve(provider)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on sampled attempts that went well."""
+        return self._live.seconds
 
     # Into headers
 
@@ -309,9 +317,13 @@ class Tracing:
             return self.lineage.trail(delivery).own
         return Place(random_bits(128) or 1, 0, True)
 
-    def shown(self, delivery: f.Delivery) -> f.Delivery | None:
-        """`delivery`, to be kept, when its failure was the last fact shown and has a span; else None."""
-        return self._live.slim(delivery) if self._outlet.recording and delivery is not self._muted else None
+    def shown(self, fact: f.Fact) -> f.Delivery | Place | None:
+        """The attempt (to be kept), or the span, that shows `fact`, the last one that was shown; None without any."""
+        if type(fact) is f.AttemptFailed:
+            delivery = fact.delivery
+            return self._live.slim(delivery) if self._outlet.keeps_ids and delivery is not self._muted else None
+        found, self._publish = self._publish, None
+        return found if self._outlet.keeps_ids else None
 
     # Publishing
 
@@ -320,6 +332,7 @@ class Tracing:
         if not header.endswith("1"):
             return  # for certain not sampled, like most
         parent = self._publishing.pop(header, 0) if self._publishing else 0
+        self._publish = parse(envelope.headers)
         make = partial(self._attempts.published, slim_envelope(envelope), destination, parent, at, duration_s, outcome)
         self._outlet.tell(make, 1, False)
 
@@ -336,6 +349,7 @@ class Tracing:
             around = headed or self._around()
             trace_id = around.trace_id if around.span_id or not envelope.id else trace_id_of(envelope.id)
             place, parent = Place(trace_id, new_span_id(), True, around.state), around.span_id
+        self._publish = place
         text = self.writer.text
         shown = Envelope(text(envelope.id), text(envelope.topic), b"", "", {})
         span = self.writer.publish(shown, fact.destination, place, parent, fact.at, fact.duration_s, outcome, failure)
