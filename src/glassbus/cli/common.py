@@ -75,11 +75,13 @@ def existing_store(url: str) -> Address:
 async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterator[MessageBus]:
     """A bus on an existing store that consumes nothing. Raises CommandError or TransportError."""
     from glassbus.bus import MessageBus
+    from glassbus.policy.failover import Reconnect
 
     existing_store(url)
     # What the commands do they print themselves; the log would say it twice.
     logging.getLogger("glassbus").addHandler(logging.NullHandler())
-    bus = MessageBus(url, telemetry=False, publish_timeout=publish_timeout)
+    # A person waits: a broker that is not there is said to be so soon.
+    bus = MessageBus(url, telemetry=False, publish_timeout=publish_timeout, reconnect=Reconnect(start_timeout=2.0))
     bus.looks_only = True
     await bus.start()
     try:
