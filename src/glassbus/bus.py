@@ -211,6 +211,7 @@ class MessageBus:
         self.escalations = Escalations(escalation or Escalation(), self.settings, self.hub, self.clock)
         self.escalations.journal_trouble = lambda: self.journal.trouble
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
+        self.emergency.last.append(self._end_journal)
         self._starting: asyncio.Task[Any] | None = None
         #: A command's bus: it takes over neither escalations nor what an emergency left, for it is soon gone.
         self.looks_only = False
@@ -547,12 +548,11 @@ class MessageBus:
 
     async def _close_journal(self) -> None:
         """The last to go: it has heard of the stop. On a thread, for it waits for the disk."""
-
-        def close() -> None:
-            self.journal.close()
-
         if not self.journal.settled:
-            await get_running_loop().run_in_executor(None, self.clock.on_thread(close))
+            await get_running_loop().run_in_executor(None, self.clock.on_thread(self._end_journal))
+
+    def _end_journal(self, within_s: float = 2.0) -> None:
+        self.journal.close(within_s)
 
     async def emergency_stop(self, reason: str, deadline: float = DEADLINE_S) -> EmergencyStopEnded:
         """Stop at once and write down what is held, within `deadline` seconds; what the next start then restores.
