@@ -132,13 +132,26 @@ def test_no_report_is_lost_by_threads_processes_and_tiny_files(tmp_path: Path, s
     assert json.loads((tmp_path / "error_metrics.json").read_text())["total_errors"] == 2400
 
 
+def test_a_logger_whose_file_another_has_rotated_goes_on_in_the_new_one(tmp_path: Path) -> None:
+    first, second = ErrorLogger(tmp_path, 1000), ErrorLogger(tmp_path, 1000)
+    first.log_error(report("a"))
+    for n in range(10):
+        second.log_error(report(n))
+    assert len(rotated(tmp_path / "message_bus_errors.json")) > 1
+    first.log_error(report("b"))
+    assert json.loads(first.error_log_file.read_text().splitlines()[-1])["error_id"] == "e-b"
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("line", [b"%099d", b"%0999d"], ids=["files of the size", "lines larger than a file"])
 def test_at_least_fifty_rotated_files_are_kept_and_the_oldest_go_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
 ) -> None:
     monkeypatch.setattr(shared_lines, "_SWEEP_EVERY", 1)
     lines = SharedLines(tmp_path / "log.json", 100, kept_bytes=0)
     for n in range(200):
-        lines.append(b"%099d" % n)
+        lines.append(line % n)
     lines.close()
     kept = [path.read_bytes().split() for path in rotated(tmp_path / "log.json")]
     assert len(kept) == KEPT_MIN

@@ -30,11 +30,11 @@ def test_from_its_first_failure_on_the_whole_story_of_a_message_is_on_disk(tmp_p
     kept = Kept(tmp_path)
     before = f.DuplicateRecognised(at=START - 5, envelope=delivery().envelope, destination="orders.*", duration_s=0.1)
     kept.state(before, failed(START))
-    kept.state(f.DeliveryGivenBack(at=START + 1, delivery=delivery(failed_at=START), reason="stopping"))
-    kept.state(ended(START + 2))
+    kept.state(ended(START + 1))
+    kept.state(f.DeliveryGivenBack(at=START + 2, delivery=delivery(failed_at=START), reason="stopping"))
     assert kept.journal.flush()
     told = [entry.fact for entry in read_story(tmp_path, "m-1")]
-    assert told == ["DuplicateRecognised", "AttemptFailed", "DeliveryGivenBack", "RecoveryEnded"]
+    assert told == ["DuplicateRecognised", "AttemptFailed", "RecoveryEnded", "DeliveryGivenBack"]
 
 
 def test_a_message_that_never_failed_leaves_nothing_on_disk(tmp_path: Path) -> None:
@@ -149,6 +149,7 @@ def test_a_message_id_is_looked_for_as_it_is_and_not_as_a_pattern(tmp_path: Path
     kept = Kept(tmp_path)
     ids = ["m-1", "m-11", 'm"1\\', "é", "m\n1"]
     kept.state(*(failed(message=one) for one in ids))
+    kept.state(failed(message="other", context={"after": "m-1"}))
     kept.journal.flush()
     for one in ids:
         assert [entry.message_id for entry in read_story(tmp_path, one)] == [one]
