@@ -399,8 +399,8 @@ class MessageBus:
         task.add_done_callback(ended)
         return task
 
-    async def _run(self, subscription: Subscription) -> None:
-        """Declare a subscription in the store and start its worker."""
+    async def _declare(self, subscription: Subscription) -> Worker:
+        """Declare a subscription in the store, and make its worker."""
         subscription = self._reconfiguration.effective(subscription)
         spec = subscription.spec
         hold = await self._transport.declare(spec, consume=True)
@@ -419,10 +419,10 @@ class MessageBus:
         worker.gate.hold(hold)
         self.hub.state(SubscriptionDeclared(at=self._wall(), subscription=spec.name, pattern=spec.pattern))
         self._reconfiguration.prepare(worker)
-        worker.start()
+        return worker
 
     async def _run_late(self, subscription: Subscription) -> None:
-        await self._run(subscription)
+        (await self._declare(subscription)).start()
         self._learn()
 
     def _learn(self) -> None:
@@ -467,7 +467,7 @@ class MessageBus:
             await self.emergency.reconcile()
             await self._reconfiguration.recovery.start()
             for subscription in list(self._subscriptions.values()):
-                await self._run(subscription)
+                await self._declare(subscription)
             self._learn()
         except BaseException:
             await self._take_back_start()
@@ -481,6 +481,8 @@ class MessageBus:
         self._state = "running"
         self.hub.state(BusStarted(at=self._wall(), bus=self.name, transport=self._transport.address))
         self._pulse.start()
+        for worker in list(self._workers.values()):  # last: their handlers may publish
+            worker.start()
 
     async def _take_back_start(self) -> None:
         for worker in self._workers.values():
@@ -695,12 +697,16 @@ class MessageBus:
                 raise overloaded
             await asyncio.wait(self._declaring)
             return
+        if self._state == "stopping" and not elsewhere and not self.emergency.began and self._inside_handler():
+            return  # what runs may finish, and that takes what it publishes
         if elsewhere:
             why = "runs on another event loop: hand the call to it with asyncio.run_coroutine_threadsafe"
         elif self._pulse.broken:
             why = f"has stopped taking messages: {self._pulse.broken}"
         elif self._state == "new":
             why = "is not started: use 'async with bus' or 'await bus.start()'"
+        elif self._state == "starting":
+            why = "is starting: publish when start() has returned"
         else:
             why = f"is {self._state}: it takes no more messages"
         error = BusNotRunning(f"bus {self.name!r} {why}")

@@ -20,6 +20,7 @@ from glassbus import (
     KillSwitch,
     Message,
     MessageBus,
+    Outgoing,
     PublishUncertain,
     QueueFull,
     Retry,
@@ -175,6 +176,59 @@ def test_what_outlasts_the_deadline_is_cancelled_and_given_back_uncharged(store:
         assert len(house.seen.of(DeliveryGivenBack)) == 2
         assert "AttemptFailed" not in house.seen.names()
         await all_come_back(house, done, {0, 1, 2, 3})
+
+    store.run_bus(scenario)
+
+
+def test_a_handler_that_runs_when_the_bus_stops_may_still_publish(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus, attempts = house.bus(), []
+
+        @bus.subscribe("first.*", name="first", retry=Retry(max_attempts=1))
+        async def first(message: Message, delivery: Any) -> None:
+            attempts.append(delivery.attempt)
+            await asyncio.sleep(2)
+            await bus.publish("second.x")
+
+        @bus.subscribe("second.*", name="second")
+        async def second(message: Message) -> None: ...
+
+        async with bus:
+            await bus.publish("first.x")
+            await asyncio.sleep(1)
+            stopping = asyncio.create_task(bus.stop(10.0))
+            await asyncio.sleep(0.5)
+            with pytest.raises(BusNotRunning, match="is stopping"):  # from anywhere else it takes no more
+                await bus.publish("second.x")
+            await stopping
+        total = bus.ledger().total
+        assert (attempts, total.handled, total.dead_lettered, total.accepted) == ([1], 1, 0, 2)
+
+    store.run_bus(scenario)
+
+
+def test_handlers_of_a_backlog_may_publish_from_the_first_moment(store: Store) -> None:
+    if not store.backend.keeps:
+        pytest.skip("it starts with nothing")
+
+    async def scenario(house: House) -> None:
+        before = house.bus()
+        before.subscribe("first.*", name="first")(nothing)
+        async with before:
+            await before.publish_many([Outgoing("first.x", delay=1.0)] * 4)
+        await asyncio.sleep(2)  # due while nobody runs
+        bus = house.bus()
+
+        @bus.subscribe("first.*", name="first", retry=Retry(max_attempts=1))
+        async def first(message: Message) -> None:
+            await bus.publish("second.x")
+
+        @bus.subscribe("second.*", name="second")
+        async def second(message: Message) -> None: ...
+
+        async with bus:
+            await bus.drain()
+            assert (bus.ledger().total.handled, bus.ledger().total.dead_lettered) == (8, 0)
 
     store.run_bus(scenario)
 
