@@ -1,7 +1,7 @@
 """One file of the local spool: messages in the order they came, kept by the SQLite transport.
 
 The file is a Glassbus store with one subscription, so all that is proved of such a store (commits on disk, kills,
-full disks, damage) holds for the spool, and `glassbus dlq --store` shows what could not be forwarded. One process has a
+full disks, damage) holds for the spool, and `glassbus dlq --url` shows what could not be forwarded. One process has a
 file at a time: the lock beside it says who, and falls when that process dies.
 """
 
