@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -199,6 +200,76 @@ def test_one_that_has_nothing_to_say_is_connected_again_too(server: nats_kit.Ser
             await asyncio.to_thread(server.start)
             await answers_again(made)
             assert made._supervisor.up()  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
+def test_a_close_while_the_server_is_away_keeps_its_deadline_and_refuses_what_it_could_not_record(
+    server: nats_kit.Server,
+) -> None:
+    async def scenario() -> None:
+        made = transport(f"{server.url}/closing")
+        await made.open(Ears())
+        await made.declare(SubscriptionSpec("s", "t", 10), consume=True)
+        await made.publish([envelope(1)], 0.0)
+        delivery = await made.claim("s")
+        waiting = asyncio.ensure_future(made.claim("s"))
+        await asyncio.to_thread(server.kill)
+        answers: list[bool] = []
+        made.settle(delivery, handled(1), lambda _d, _c, took: answers.append(took))
+        started = asyncio.get_running_loop().time()
+        assert await made.close(0.5) == (0, 0)
+        await asyncio.sleep(0.1)
+        assert asyncio.get_running_loop().time() - started < 5
+        assert answers == [False]
+        with pytest.raises(TransportError):
+            await waiting
+        assert not made._engine._thread.is_alive()  # type: ignore[attr-defined]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_loop_that_is_closed_under_it_ends_its_thread_and_gives_back_what_it_had(
+    server: nats_kit.Server, connected: bool
+) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def abandoned() -> Transport:
+        made = transport(f"{server.url}/left")
+        await made.open(Ears())
+        await made.declare(SubscriptionSpec("s", "t", 10), consume=True)
+        await made.publish([envelope(1)], 0.0)
+        await made.claim("s")
+        return made
+
+    made = loop.run_until_complete(abandoned())
+    if not connected:
+        server.kill()
+    loop.close()
+    made._engine.join(SOON_S)  # type: ignore[attr-defined]
+    assert not made._engine._thread.is_alive()  # type: ignore[attr-defined]
+
+    async def scenario() -> None:
+        async with opened(f"{server.url}/left") as again:
+            delivery = await asyncio.wait_for(again.claim("s"), SOON_S)
+            assert (delivery.attempt, delivery.redelivered) == (1, "")
+
+    if connected:
+        asyncio.run(scenario())
+
+
+def test_a_forked_child_is_told_to_open_its_own(url: str) -> None:
+    async def scenario() -> None:
+        async with opened(url) as made:
+            await made.declare(SubscriptionSpec("s", "t", 10), consume=True)
+            made._process = -1  # type: ignore[attr-defined] # as it is in a child
+            with pytest.raises(TransportError, match="forked"):
+                await made.publish([envelope(1)], 0.0)
+            with pytest.raises(TransportError, match="forked"):
+                made.ledger()
+            assert await made.close(1.0) == (0, 0)
+            made._process = os.getpid()  # type: ignore[attr-defined]
 
     asyncio.run(scenario())
 

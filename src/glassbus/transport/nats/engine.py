@@ -56,6 +56,7 @@ class Engine:
         place: Place,
         clock: Clock,
         post: Callable[[Answers], bool],
+        loop_is_gone: Callable[[], bool],
         *,
         lease_s: float,
         name: str,
@@ -66,6 +67,8 @@ class Engine:
         self.view = View(clock, self._held)
         self._clock = clock
         self._post_to_loop = post
+        self._loop_is_gone = loop_is_gone
+        self._orphaned = False  # the loop is gone: nobody wants anything any more
         self._name = name
         self._backlog = Backlog()
         self.contents = Contents(place, self.need_link)
@@ -173,8 +176,10 @@ class Engine:
         self._running.set()
         watch = self._spawn(self._watch(), counted=False)
         try:
-            while not self._over:
+            while True:
                 self._step()
+                if self._over:
+                    break
                 await self._rest()
         except Exception as error:  # noqa: BLE001 - whatever it is, the bus is told and nobody waits for ever
             self._broken = error
@@ -194,6 +199,8 @@ class Engine:
             self._closing = True
             with self.lock:
                 backlog.closing(self._answers)
+        if self._orphaned and (self._link is None or self._rounds.left is not None):
+            self._over = True
         if self._link is None:
             if backlog.publishes or backlog.calls:
                 backlog.disconnected(EndpointUnreachable("there is no connection; nothing was sent"), self._answers)
@@ -229,8 +236,15 @@ class Engine:
     def _post(self) -> None:
         if self._answers:
             answers, self._answers = self._answers, Answers()
-            if not self._post_to_loop(answers) and self._backlog.close is None:
-                self._backlog.close = Close(None)  # nobody is there any more: give back what is ours
+            if not self._post_to_loop(answers):
+                self._orphan()
+
+    def _orphan(self) -> None:
+        """The loop is gone: give back what is ours, if we can, and end."""
+        if not self._orphaned:
+            self._orphaned = True
+            self._backlog.close = self._backlog.close or Close(None)
+            self.mailbox.stir()
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, counted: bool = True) -> asyncio.Task[None]:
         """Run `work` beside the rest; `counted`: virtual time stands still until it has ended."""
@@ -464,21 +478,25 @@ class Engine:
         if self._follower is not None:
             self._spawn(self._follow_no_more(), counted=False)
         self.view.live = False
-        sending = self._sending
-        if sending is not None:
-            text = safe_text(error)
-            for publish in sending.publishes:
-                if not publish.future.done():
-                    publish.uncertain = True  # so that it is not sent again
-                    self._answers.failed.append((publish.future, _doubt(publish, text) if sending.sent else error))
-            uncertain_call = EndpointUnreachable(f"it is not known whether it was stored: {text}")
-            self._answers.failed.extend((call.future, uncertain_call) for call in sending.calls)
+        self._leave_in_doubt(error)
         if self._registered is None:
             self._answers.lost = error
         elif not self._registered.done():  # whoever dials is told
             self._registered.set_exception(error)
         self._post()
         self.mailbox.stir()
+
+    def _leave_in_doubt(self, error: EndpointUnreachable | EndpointRefused) -> None:
+        sending = self._sending
+        if sending is None:
+            return
+        text = safe_text(error)
+        for publish in sending.publishes:
+            if not publish.future.done():
+                publish.uncertain = True  # so that it is not sent again
+                self._answers.failed.append((publish.future, _doubt(publish, text) if sending.sent else error))
+        uncertain_call = EndpointUnreachable(f"it is not known whether it was stored: {text}")
+        self._answers.failed.extend((call.future, uncertain_call) for call in sending.calls)
 
     async def _follow_no_more(self) -> None:
         follower, self._follower = self._follower, None
@@ -491,6 +509,8 @@ class Engine:
         link, self._link = self._link, None
         self.view.live = False
         if link is not None:
+            self._leave_in_doubt(EndpointUnreachable(f"the connection to {link.address} was given up"))
+            self._post()
             await link.close()
             self.mailbox.stir()
 
@@ -498,6 +518,8 @@ class Engine:
         """Whether the server still sends, and whether entries are to be swept up. In real time."""
         while True:
             await asyncio.sleep(_WATCH_S)
+            if self._loop_is_gone():
+                self._orphan()
             link, follower = self._link, self._follower
             if link is None or follower is None:
                 continue

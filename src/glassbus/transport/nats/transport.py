@@ -89,7 +89,12 @@ class NatsTransport:
         self._addresses = list(addresses)
         self._clock = clock
         self._engine = Engine(
-            place, clock, self._post, lease_s=lease if lease_s is None else lease_s, name=f"glassbus {name}"
+            place,
+            clock,
+            self._post,
+            lambda: self._loop.is_closed(),
+            lease_s=lease if lease_s is None else lease_s,
+            name=f"glassbus {name}",
         )
         self._supervise = supervise or Patient
         self._supervisor: Supervisor | None = None
