@@ -1,4 +1,4 @@
-"""The transport of `nats://`: a bus in one JetStream stream, followed and folded by every process (ADR 0008)."""
+"""The transport of `nats://`: a bus in one JetStream stream, followed and folded by every process (ADR 0015)."""
 
 from __future__ import annotations
 

@@ -44,17 +44,24 @@ class Patient:
 
     async def _dial_again(self) -> None:
         while True:
-            for address in self._addresses:
-                try:
-                    await self._dialer.dial(address, None)
-                except EndpointUnreachable:
-                    continue
-                except Exception as error:  # noqa: BLE001 - another try would not mend it
-                    self._listener.broken(error)
-                    return
+            if await self._dial_one():
                 self._up.set()
                 return
             await asyncio.sleep(_AGAIN_S)
+
+    async def _dial_one(self) -> bool:
+        for address in self._addresses:
+            answered = True
+            try:
+                await self._dialer.dial(address, None)
+            except EndpointUnreachable:
+                answered = False  # the next one may be there, or this one later
+            except Exception as error:  # noqa: BLE001 - another try would not mend it
+                self._listener.broken(error)
+                await asyncio.Event().wait()  # until `stop`
+            if answered:
+                return True
+        return False
 
     async def connected(self) -> None:
         await self._up.wait()
