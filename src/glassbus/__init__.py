@@ -12,6 +12,7 @@ from glassbus.deadletters import DeadLetter
 from glassbus.errors import (
     AttemptsSpent,
     BreakerOpen,
+    BrokerUnreachable,
     BusNotRunning,
     BusOverloaded,
     ConfigurationError,
@@ -91,6 +92,7 @@ __all__ = [
     "Audit",
     "BreakerOpen",
     "BreakerState",
+    "BrokerUnreachable",
     "BusNotRunning",
     "BusOverloaded",
     "CircuitBreaker",

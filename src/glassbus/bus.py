@@ -17,9 +17,12 @@ from glassbus.codec import JSON, Codec, check_codecs
 from glassbus.config import Address, KillSwitch, Overflow, Settings, Spool, addresses, default_state_dir
 from glassbus.deadletters import DeadLetters
 from glassbus.errors import (
+    BrokerUnreachable,
     BusNotRunning,
     BusOverloaded,
     ConfigurationError,
+    EndpointRefused,
+    EndpointUnreachable,
     GlassbusError,
     InvalidMessage,
     PublishRejected,
@@ -122,30 +125,33 @@ class Drained(frozenset[str]):
 class MessageBus:
     """A message bus on one event loop.
 
-    `url` chooses the transport: `memory://` or `sqlite:///path/to/file.db`. `name` labels its
-    metrics. `telemetry=False` makes it without traces and metrics; making a bus installs
-    no SDK and opens no port either way. All methods belong to the loop it was started
-    on, except `health`, `ledger` and `queues`, which any thread may call.
+    `url` chooses the transport: `memory://`, `sqlite:///path/to/file.db` or `nats://host:port/name` (a list of
+    those is a failover set). `name` labels its metrics. `telemetry=False` makes it without traces and
+    metrics; making a bus installs no SDK and opens no port either way. All methods belong to the loop it was
+    started on, except `health`, `ledger` and `queues`, which any thread may call.
 
     Durations are seconds. `publish_timeout` bounds the wait for room in a full queue, and `capacity` is how
     many messages may wait for a subscription, where `subscribe` says nothing else. `durability` of
     SQLite is "disk" (survives power loss) or "process" (faster; survives SIGKILL). `spill_dir` is where a
     bus in memory saves what is left when it stops. `state_dir` is where everything else that must outlive
-    the process is kept (journal, open escalations, spool, manifests); it is made at the first need, and by default stands beside
-    an SQLite store as `FILE.state`; without it those are kept in memory alone. `observers` see every fact; `rules`
-    classify exceptions before the built-in ones. `codecs` is an explicit list: the first that can encodes a payload
-    (JSON where none is given; bytes go as they are), and handlers are given what another of the list can read.
-    `configuration` is a callable, or a TOML or JSON file, with settings that `reload` changes while the bus runs (see
-    `glassbus.tuning`). For a broker: `credentials` is a function (plain or async) that gives new ones when those in use
-    are refused, `reconnect` says how its connection is watched and made again, and `spool` how much is kept in
-    `state_dir` while it is away. `escalation` says who must be told of what (see `Escalation`). `journal` says how much
-    of what fails is kept, where and how safely. `registry` and `tracer_provider` replace the global ones. `untrusted` are
-    the topics (patterns) that strangers may write to: traces of theirs are linked to and never continued, and what is
-    sampled is decided here; give every process of a store the same. `clock` and `seed` are for tests.
+    the process is kept (journal, open escalations, spool, manifests, the last known good configuration). It is made
+    at the first need, and by default stands beside an SQLite store as `FILE.state`. In memory and on NATS there is
+    none unless it is given: all that is then kept in memory alone, and there is no spool.
+
+    `observers` see every fact; `rules` classify exceptions before the built-in ones. `codecs` is an explicit list:
+    the first that can encodes a payload (JSON where none is given; bytes go as they are), and handlers are given what
+    another of the list can read. `configuration` is a callable, or a TOML or JSON file, with settings that `reload`
+    changes while the bus runs (see `glassbus.tuning`). For a broker: `credentials` is a function (plain or async) that
+    gives new ones when those in use are refused, `reconnect` says how its connection is watched and made again, and
+    `spool` how much is kept in `state_dir` while it is away. `escalation` says who must be told of what (see
+    `Escalation`). `journal` says how much of what fails is kept, where and how safely. `registry` and
+    `tracer_provider` replace the global ones. `untrusted` are the topics (patterns) that strangers may write to: traces
+    of theirs are linked to and never continued, and what is sampled is decided here; give every process of a store
+    the same. `clock` and `seed` are for tests.
 
     Attributes: `dead_letters` (list, get, replay, discard), `breakers` (by subscription), `journal`
-    (recent failures and single messages' stories), `escalations` (what somebody must know of), `emergency` (an emergency
-    stop, asked for from anywhere), `hub` (the observers).
+    (recent failures and single messages' stories), `escalations` (what somebody must know of), `emergency` (an
+    emergency stop, asked for from anywhere), `hub` (the observers).
 
     Raises ConfigurationError for what cannot work.
     """
@@ -480,9 +486,9 @@ class MessageBus:
         self._starting = None
         self._state = "running"
         self.hub.state(BusStarted(at=self._wall(), bus=self.name, transport=self._transport.address))
-        self._pulse.start()
-        for worker in list(self._workers.values()):  # last: their handlers may publish
+        for worker in list(self._workers.values()):  # only now: their handlers may publish
             worker.start()
+        self._pulse.start()
 
     async def _take_back_start(self) -> None:
         for worker in self._workers.values():
@@ -671,6 +677,10 @@ class MessageBus:
         """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""
         try:
             return await self._transport.publish(batch, 0.0 if self._inside_handler() else self._patience_s)
+        except (EndpointUnreachable, EndpointRefused) as error:
+            rejected = BrokerUnreachable(f"{safe_text(error, 300)}; publish again later, or give the bus a state_dir")
+            self._publisher.not_stored(batch, rejected, started)
+            raise rejected from error
         except (TransportError, PublishUncertain) as error:
             known = error if isinstance(error, PublishUncertain) else None
             uncertain = known or PublishUncertain(batch[0].id, safe_text(error, 300))
@@ -835,17 +845,23 @@ class MessageBus:
     async def forget(self, subscription: str) -> int:
         """Remove a subscription from the store, with all it holds; how many deliveries were discarded.
 
-        Raises UnknownSubscription.
+        Raises UnknownSubscription. What fails leaves it as it was, and running.
         """
         running = self._workers.get(subscription)
         if running is not None and running.runs(asyncio.current_task()):
             raise GlassbusError("a handler cannot await forget() of its own subscription; start a task for it")
         worker = self._workers.pop(subscription, None)
-        if worker is not None:
-            await worker.stop(self.settings.publish_timeout)
-            await self._transport.flush()
+        try:
+            if worker is not None:
+                await worker.stop(self.settings.publish_timeout)
+                await self._transport.flush()
+            discarded = await self._transport.forget(subscription)
+        except BaseException:
+            kept = self._subscriptions.get(subscription)
+            if worker is not None and kept is not None and self._state == "running":
+                self._in_background("declare", self._run_late(kept))
+            raise
         self._subscriptions.pop(subscription, None)
-        discarded = await self._transport.forget(subscription)
         self._learn()
         self.hub.state(SubscriptionForgotten(at=self._wall(), subscription=subscription, discarded=discarded))
         return discarded

@@ -13,6 +13,7 @@ GlassbusError
 │   │   │   └── InvalidPayload
 │   │   ├── MessageConflict       this id was used for another body
 │   │   ├── QueueFull             no room, and waiting for it did not help
+│   │   ├── BrokerUnreachable     no connection and no spool: nothing was sent
 │   │   ├── SpoolFull             the broker is away, and the local spool holds all it may
 │   │   ├── StorageFull           free disk space is below the reserve
 │   │   ├── BusOverloaded         resources run out; intake is paused for a while
@@ -133,6 +134,12 @@ class SpoolFull(PublishRejected):
     """The broker cannot be reached, and what waits in the local spool leaves no room. Nothing was stored."""
 
     reason = "spool_full"
+
+
+class BrokerUnreachable(PublishRejected):
+    """There is no connection to the broker and no spool to wait in. Nothing was sent: publish again later."""
+
+    reason = "unreachable"
 
 
 class StorageFull(PublishRejected):

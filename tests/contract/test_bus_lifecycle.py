@@ -25,6 +25,7 @@ from glassbus import (
     QueueFull,
     Retry,
     SubscriptionExists,
+    TransportError,
     UnknownDeadLetter,
     UnknownSubscription,
 )
@@ -299,6 +300,34 @@ def test_a_handler_cannot_wait_for_its_own_stop_but_can_begin_it(store: Store) -
         assert len(seen) == 1
         assert not bus.running
         assert house.seen.names().count("DeliveryHandled") == 1
+
+    store.run_bus(scenario)
+
+
+def test_a_subscription_that_could_not_be_forgotten_goes_on(store: Store) -> None:
+    async def scenario(house: House) -> None:
+        bus, done = house.bus(), []
+
+        @bus.subscribe("orders.*", name="s")
+        async def take(payload: int) -> None:
+            done.append(payload)
+
+        async with bus:
+            transport = bus._transport
+            real = transport.forget
+
+            async def fails(name: str, /) -> int:
+                raise TransportError("disk full")
+
+            transport.forget = fails
+            with pytest.raises(TransportError, match="disk full"):
+                await bus.forget("s")
+            transport.forget = real
+            await asyncio.sleep(1)
+            await bus.publish("orders.created", 1)
+            await bus.drain()
+            assert done == [1]
+            assert await bus.forget("s") == 0
 
     store.run_bus(scenario)
 

@@ -104,6 +104,7 @@ _BY_TYPE: dict[type[BaseException], Classification | Look] = {
     errors.HandlerAbandoned: HANGING,
     PermissionError: ACCESS,
     MemoryError: EXHAUSTED,
+    errors.BrokerUnreachable: CONNECTION,
     errors.StorageFull: EXHAUSTED,
     RecursionError: LIMITED,
     errors.BusOverloaded: LIMITED,

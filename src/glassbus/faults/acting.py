@@ -101,6 +101,7 @@ def as_transport_error(error: BaseException) -> BaseException:
     if isinstance(error, GlassbusError) or not isinstance(error, Exception):
         return error
     kinds: tuple[tuple[type[Exception], type[TransportError]], ...] = (
+        (ConnectionResetError, TransportError),  # it broke on the way: what was sent may have arrived
         (ConnectionError, EndpointUnreachable),
         (PermissionError, EndpointRefused),
     )

@@ -86,15 +86,16 @@ class Hang(_Fault, frozen=True):
 class DropConnection(_Fault, frozen=True):
     """The connection breaks before the answer: the target does its work, and then raises.
 
-    ConnectionResetError from a handler or channel; from a transport EndpointUnreachable, which a publisher sees
-    as PublishUncertain. A claim, a settlement and a probe are cut off before they do anything.
+    ConnectionResetError from a handler or channel; from a transport TransportError, which a publisher sees as
+    PublishUncertain. A claim, a settlement and a probe are cut off before they do anything.
     """
 
     kind: ClassVar[str] = "drop_connection"
 
 
 class Refuse(_Fault, frozen=True):
-    """The connection is refused: ConnectionRefusedError, or EndpointUnreachable from a transport. Nothing was done."""
+    """The connection is refused: ConnectionRefusedError, or EndpointUnreachable from a transport, which a
+    publisher sees as BrokerUnreachable. Nothing was done."""
 
     kind: ClassVar[str] = "refuse"
 
