@@ -111,8 +111,9 @@ class Pulse(Observer):
 
     def start(self) -> None:
         """The store has just been opened: the first round trip."""
-        self._started_at = self.answered_at = self._clock.monotonic()
-        self._beat()
+        self._started_at = self.answered_at = self.turned_at = self._clock.monotonic()
+        # A turn later: what the start itself healed is then known to be.
+        self._timer = asyncio.get_running_loop().call_later(0.0, self._beat)
 
     def stop(self) -> None:
         if self._timer is not None:
