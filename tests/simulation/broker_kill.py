@@ -123,6 +123,9 @@ class World:
             await self.publish(f"{publisher}-{number}")
             await asyncio.sleep(_PAUSE_S)
 
+    def spooled(self) -> int:
+        return self.bus.connections()[0].spooled
+
     # Faults
 
     async def kill(self) -> None:
@@ -197,13 +200,13 @@ class World:
             await asyncio.gather(*publishers, return_exceptions=True)
             left = await self.bus.drain(timeout=60)
             until = time.monotonic() + 30
-            while self.accepted - set(self.handled) and time.monotonic() < until:
+            while (self.accepted - set(self.handled) or self.spooled()) and time.monotonic() < until:
                 await asyncio.sleep(0.05)
             verdict.problems += [f"drain left {left}"] if left else []
             verdict.problems += (await self.bus.audit()).problems
             if not self.bus.ledger().balanced:
                 verdict.problems.append(f"the ledger does not balance: {self.bus.ledger()}")
-            if waiting := self.bus.connections()[0].spooled:
+            if waiting := self.spooled():
                 verdict.problems.append(f"{waiting} messages wait in the spool")
             dead = {letter.message.id for letter in await self.bus.dead_letters.list(limit=100_000)}
         ended = set(self.handled) | dead
