@@ -2,8 +2,9 @@
 
 - `/metrics`: a Prometheus scrape, in OpenMetrics when the client asks for it.
 - `/healthz`: 200 while the process is alive and the loops of its buses turn, else 503: restart it.
-- `/readyz`: 200 while every bus takes messages, its store answers and it is not critical, else 503:
-  send it no work. A bus that is degraded is ready. The answer holds all that `Health.to_dict` tells.
+- `/readyz`: 200 while every bus takes messages and its store answers, else 503: send it no work. How its handlers
+  fare does not count: what they depend on is often shared, and would take every replica out of service at once. The
+  answer holds all that `Health.to_dict` tells.
 
 Meant for the inside of a network: there is no TLS and no authentication, and it listens on
 the loopback unless told otherwise. It asks nothing of the event loop, so it answers while that hangs.
@@ -281,7 +282,7 @@ def _readyz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:
     ready = True
     for bus in buses:
         health = bus.health()
-        able = bool(bus.running and health.ready and health.status != "critical" and bus.loop_age_s() <= LOOP_AGE_MAX_S)
+        able = bool(bus.running and health.ready and bus.loop_age_s() <= LOOP_AGE_MAX_S)
         ready = ready and able
         in_full: Callable[[], dict[str, Any]] = getattr(health, "to_dict", dict)
         told.append({**in_full(), "name": bus.name, "ready": able, "status": str(health.status)})
