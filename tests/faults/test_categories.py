@@ -187,15 +187,15 @@ def test_a_timeout_that_passes_is_given_more_time_and_takes_it_back() -> None:
             1.0 AttemptFailed 1 timeout_error
             1.0 RetryScheduled immediate_retry 0
             1.0 TimeoutAdapted 1.5
-            2.4 AttemptFailed 2 timeout_error
-            2.4 RecoveryEnded failed
-            2.4 RetryScheduled delayed_retry 0
-            2.4 TimeoutAdapted 2.03
-            2.4 RecoveryEnded succeeded
-            2.4 DeliveryHandled 3
-            6.0 TimeoutAdapted 1.29
+            2.5 AttemptFailed 2 timeout_error
+            2.5 RecoveryEnded failed
+            2.5 RetryScheduled delayed_retry 0
+            2.5 TimeoutAdapted 2.25
+            2.5 RecoveryEnded succeeded
+            2.5 DeliveryHandled 3
+            6.0 TimeoutAdapted 1.37
             10.0 FaultHealed 2
-            16.0 TimeoutAdapted 1
+            17.0 TimeoutAdapted 1
             """,
         )
         told_to_people(house, began)
@@ -215,21 +215,21 @@ def test_a_timeout_that_stays_is_settled_and_reported() -> None:
             1.0 AttemptFailed 1 timeout_error
             1.0 RetryScheduled immediate_retry 0
             1.0 TimeoutAdapted 1.5
-            2.4 AttemptFailed 2 timeout_error
-            2.4 RecoveryEnded failed
-            2.4 RetryScheduled delayed_retry 0
-            2.4 TimeoutAdapted 2.03
-            4.2 AttemptFailed 3 timeout_error
-            4.2 RecoveryEnded failed
-            4.2 DeliveryDeadLettered attempts_spent
-            4.2 TimeoutAdapted 2.74
-            7.0 TimeoutAdapted 1.65
+            2.5 AttemptFailed 2 timeout_error
+            2.5 RecoveryEnded failed
+            2.5 RetryScheduled delayed_retry 0
+            2.5 TimeoutAdapted 2.25
+            4.6 AttemptFailed 3 timeout_error
+            4.6 RecoveryEnded failed
+            4.6 DeliveryDeadLettered attempts_spent
+            4.6 TimeoutAdapted 3.08
+            7.0 TimeoutAdapted 1.89
             10.0 FaultHealed 3
-            13.0 TimeoutAdapted 1.08
+            11.0 TimeoutAdapted 1.22
             20.0 TimeoutAdapted 1
             """,
         )
-        told_to_people(house, began, "4.2 MessageDeadLettered high")
+        told_to_people(house, began, "4.6 MessageDeadLettered high")
         await settled_reported_and_not_lost(house, ErrorCategory.TIMEOUT_ERROR, "HandlerTimedOut")
 
     play(scenario)
