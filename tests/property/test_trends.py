@@ -66,6 +66,11 @@ def test_a_handful_is_no_rise(before: list[int], recent: int) -> None:
     assert judge(before, recent).direction != "rising"
 
 
+def test_what_was_never_seen_in_a_day_rises_with_the_fifth() -> None:
+    assert judge([0] * 94, RISE_MIN - 1).direction == "steady"
+    assert judge([0] * 94, RISE_MIN).direction == "rising"
+
+
 @given(st.integers(RISE_MIN, 5000), st.integers(NEW_WINDOWS, 80))
 def test_a_burst_like_those_that_come_every_hour_is_no_news(burst: int, length: int) -> None:
     before = [burst if n % 4 == 0 else 0 for n in range(length)]

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,10 @@ def test_no_report_is_lost_by_threads_processes_and_tiny_files(tmp_path: Path, s
 
 
 def test_a_logger_whose_file_another_has_rotated_goes_on_in_the_new_one(tmp_path: Path) -> None:
-    first, second = ErrorLogger(tmp_path, 1000), ErrorLogger(tmp_path, 1000)
+    first, second = ErrorLogger(tmp_path, 2000), ErrorLogger(tmp_path, 1000)
     first.log_error(report("a"))
-    for n in range(10):
-        second.log_error(report(n))
-    assert len(rotated(tmp_path / "message_bus_errors.json")) > 1
+    second.log_error(report("large", message="x" * 900))
+    assert len(rotated(tmp_path / "message_bus_errors.json")) == 1
     first.log_error(report("b"))
     assert json.loads(first.error_log_file.read_text().splitlines()[-1])["error_id"] == "e-b"
     first.close()
@@ -283,8 +283,14 @@ class Hostile:
     __str__ = __repr__
 
 
-class HostileMapping(dict[str, Any]):
-    def keys(self) -> Any:
+class HostileMapping(Mapping[str, Any]):
+    def __getitem__(self, name: str) -> Any:
+        raise KeyboardInterrupt
+
+    def __iter__(self) -> Any:
+        raise KeyboardInterrupt
+
+    def __len__(self) -> int:
         raise KeyboardInterrupt
 
 

@@ -18,7 +18,7 @@ import pytest
 from journal_kit import START, Kept, failed, lines_of, text_of
 
 from glassbus import facts as f
-from glassbus.record import disk, journalfiles, metricsfile
+from glassbus.record import disk, journalfiles, journalwriter, metricsfile
 from glassbus.record.journalfiles import journal_files
 from glassbus.record.reading import JournalReader, read_story
 
@@ -82,6 +82,7 @@ def test_a_full_disk_is_told_once_and_what_waited_is_written_when_there_is_room(
 def test_what_does_not_fit_the_queue_is_counted_and_a_line_says_how_much_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(journalwriter, "_TOGETHER_MAX", 2)
     kept = Kept(tmp_path, entries=10)
     full = FullDisk(monkeypatch, room=0)
     kept.state(failed(message="m-0"))
