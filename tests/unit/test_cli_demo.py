@@ -206,6 +206,8 @@ def test_it_runs_ends_and_proves_its_books(glassbus: Command, tmp_path: Path) ->
         "✓ balanced",
         "✓ every row recounted",
         f"glassbus dlq list --url {url}",
+        f"glassbus escalations list --url {url}",
+        f"glassbus errors report --url {url}",
     ):
         assert part in glassbus.out
     assert glassbus("audit", "--url", url) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from glassbus import MessageBus, subscription, tuning
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -60,3 +63,34 @@ def test_every_line_of_the_acceptance_list_is_shown_or_says_what_is_open() -> No
     rows = [line.split("|")[1:-1] for line in (ROOT / "docs/acceptance.md").read_text().splitlines() if line[:1] == "|"]
     assert [row[0].strip() for row in rows if row[0].strip().isdigit()] == [str(n) for n in range(1, 17)]
     assert [row for row in rows if not row[-2].strip() and "later issue" not in row[-1]] == []
+
+
+def test_the_configuration_that_is_shown_is_whole_and_says_what_holds_anyway(tmp_path: Path) -> None:
+    """Every setting there is, each with its default: to reload it changes nothing."""
+    (shown,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.DOTALL)
+    file = tmp_path / "bus.toml"
+    file.write_text("")
+
+    async def charge(payload: object) -> None: ...
+
+    async def reloaded() -> tuple[object, object]:
+        bus = MessageBus(configuration=file, telemetry=False)
+        bus.subscribe("orders.*", name="charge")(charge)
+        async with bus:
+            before = bus.subscribers()[0].subscription
+            file.write_text(shown)
+            assert await bus.reload() == ()
+            return before, bus.subscribers()[0].subscription
+
+    before, after = asyncio.run(reloaded())
+    assert after == before
+    told = tomllib.loads(shown)
+    assert set(told["bus"]) == set(tuning._BUS)
+    assert set(told["subscriptions"]["charge"]) == set(subscription._TUNABLE)
+    for name, settings in (
+        ("retry", subscription._RETRY),
+        ("kill_switch", subscription._KILL_SWITCH),
+        ("overflow", subscription._OVERFLOW),
+        ("adaptive_timeout", subscription._ADAPTIVE),
+    ):
+        assert set(told["subscriptions"]["charge"][name]) == set(settings)

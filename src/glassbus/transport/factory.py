@@ -86,5 +86,7 @@ def _nats(addresses: Sequence[Address], settings: Settings, clock: Clock, superv
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "nats":
             raise
-        raise ConfigurationError("nats:// needs nats-py: pip install 'glassbus[nats]'") from error
+        raise ConfigurationError(
+            "nats:// needs nats-py: pip install 'glassbus[nats]', or from a clone pip install '.[nats]'"
+        ) from error
     return NatsTransport(addresses, clock=clock, name=settings.name, supervise=supervise)

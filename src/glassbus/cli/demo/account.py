@@ -18,7 +18,7 @@ from glassbus.cli.demo.feed import Spiced
 from glassbus.cli.demo.state import Demo
 from glassbus.cli.demo.strike import Strike
 from glassbus.cli.demo.watch import Opening, Site, Watch
-from glassbus.config import addresses
+from glassbus.config import addresses, default_state_dir
 from glassbus.policy.ledger import Account, Audit, Ledger
 
 _SITES_SHOWN = 5
@@ -208,9 +208,9 @@ def _where(c: Closing, traces: str) -> list[Told]:
         told.append(("traces", traces, ""))
     if c.durable:
         told.append(("store", c.url, "copy"))
-        commands = [
-            f"{own_command()} {command} --url {shlex.quote(c.url)}" for command in ("dlq list", "audit", "demo")
-        ]
+        beside = default_state_dir(addresses(c.url)) is not None
+        asks = ["dlq list", *(("escalations list", "errors report") if beside else ()), "audit", "demo"]
+        commands = [f"{own_command()} {ask} --url {shlex.quote(c.url)}" for ask in asks]
         told += [("next" if not number else "", command, "copy") for number, command in enumerate(commands)]
     return told
 
