@@ -669,3 +669,67 @@ def test_signals_that_cannot_be_handled_are_refused() -> None:
             bus.emergency_on_signals(signal.SIGKILL)
 
     asyncio.run(run())
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """What is held can be written down `after` times more; then the disk is full."""
+    left = [after]
+    write = sealed.write
+
+    def fill(path: Path, lines: Any) -> None:
+        left[0] -= "escalations" not in path.parts
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        write(path, lines)
+
+    monkeypatch.setattr(sealed, "write", fill)
+
+
+def test_on_a_full_disk_a_memory_bus_says_that_nothing_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(clock: VirtualClock) -> None:
+        house = House("memory", tmp_path)
+        bus = await house.filled()
+        full_disk(monkeypatch)
+        ended = await bus.emergency_stop("x", deadline=2.0)
+        assert (ended.saved, ended.manifest) == (0, "")
+        assert len(house.seen.of(f.DeliveryDiscarded)) == 5
+        (stopped,) = house.seen.of(f.BusStopped)
+        assert (stopped.given_back, stopped.discarded) == (0, 5)
+        assert bus.ledger().balanced
+        assert bus.ledger().total.discarded == 5
+
+    run_virtual(run)
+
+
+def test_what_an_emergency_had_saved_before_the_disk_was_full_is_not_called_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(clock: VirtualClock) -> None:
+        house = House("memory", tmp_path)
+        bus = await house.filled()
+        full_disk(monkeypatch, after=2)  # the spill and its manifest
+        ended = await bus.emergency_stop("x", deadline=2.0)
+        monkeypatch.undo()
+        assert ended.saved == 5
+        assert house.seen.of(f.DeliveryDiscarded) == []
+        assert await house.next_start() == ["EmergencyReconciled"]
+        assert sorted(house.handled) == [0, 1, 2, 3, 4]
+
+    run_virtual(run)
+
+
+def test_a_stop_that_cannot_spill_states_it_and_discards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(clock: VirtualClock) -> None:
+        house = House("memory+spill", tmp_path)
+        bus = await house.filled()
+        full_disk(monkeypatch)
+        await bus.stop(1.0)
+        assert [fact.operation for fact in house.seen.of(f.TransportFailed)] == ["spill"]
+        assert len(house.seen.of(f.DeliveryDiscarded)) == 5
+        (stopped,) = house.seen.of(f.BusStopped)
+        assert (stopped.given_back, stopped.discarded) == (0, 5)
+        assert bus.ledger().balanced
+
+    run_virtual(run)

@@ -100,6 +100,7 @@ class Emergency(Observer):
         self._reason = ""
         self._began_at = self._ends_at = 0.0
         self._manifest: Manifest | None = None
+        self._saved = 0  # what is on disk, and nothing else
         self._written = ""
         self._number: int | None = None
         self._lock: Lock | None = None
@@ -226,7 +227,7 @@ class Emergency(Observer):
             self._ended = EmergencyStopEnded(
                 at=self._clock.wall(),
                 reason=self._reason,
-                saved=len(self._manifest.saved) if self._manifest is not None else 0,
+                saved=self._saved,
                 manifest=self._written,
                 within_deadline=self._clock.monotonic() <= self._ends_at + _LAST_S,
                 duration_s=took_s,
@@ -285,6 +286,7 @@ class Emergency(Observer):
         if self._folder is not None and self._number is not None:
             manifests.write(self._folder / f"{self._number}.{MANIFEST}", replace(manifest, ledger=ledger))
             self._written = name_of(self._settings.name, self._number)
+            self._saved = len(manifest.saved)
         self._manifest = manifest
 
     def _write_spilled(self) -> None:
@@ -297,8 +299,10 @@ class Emergency(Observer):
         except FileNotFoundError:
             held = []
         saved = tuple(Saved(one.envelope.id, one.subscription, getattr(one, "attempt", 0)) for one in held)
+        self._saved = len(saved)
         self._write(replace(self._manifest, saved=saved), None)
-        self._written = self._written or transport.spill_path.name
+        if held:
+            self._written = self._written or transport.spill_path.name
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()

@@ -31,6 +31,7 @@ from glassbus.facts import (
     DeliveryExpired,
     Fact,
     OverflowHandled,
+    transport_failed,
 )
 from glassbus.message import Envelope, Level, Priority
 from glassbus.policy.delivery import Decision, State
@@ -52,7 +53,7 @@ from glassbus.transport import (
 from glassbus.transport.known import KnownIds, Recognised
 from glassbus.transport.ladder import make_room, overflowed, plans
 from glassbus.transport.queue import Queue, Waiter, wanted_by
-from glassbus.transport.spill import restore, spill
+from glassbus.transport.spill import read, restore, spill
 
 _NORMAL_ONLY = (int(Priority.NORMAL),)
 _HANDLED = State.HANDLED  # looking a member up on its enum takes longer than comparing it
@@ -110,20 +111,40 @@ class MemoryTransport:
                 if waiter.room is not None and not waiter.room.done():
                     waiter.room.set_exception(BusNotRunning("the bus stopped while this publish waited for room"))
         held = [d for queue in self._queues.values() for d in queue.held_deliveries()]
-        if self._spill_path is not None:
-            spill(self._spill_path, self.held())
+        saved = self._save()
+        if saved is None:
             return len(held), 0
-        for delivery in held:
-            queue = self._queues[delivery.subscription]
-            queue.in_flight.discard(delivery)
-            queue.discarded += 1
+        lost = [d for d in held if (d.envelope.id, d.subscription) not in saved]
+        self._lose(lost)
+        return len(held) - len(lost), len(lost)
+
+    def _save(self) -> set[tuple[str, str]] | None:
+        """Spill what is held: None when all of it is safe, else the message id and subscription of what is."""
+        if self._spill_path is None:
+            return set()
+        try:
+            spill(self._spill_path, self.held())
+        except Exception as error:  # noqa: BLE001 - what cannot be saved is lost, and that must be stated
+            self._listener.state(transport_failed(self._clock.wall(), "spill", error))
+        else:
+            return None
+        try:  # an emergency has saved already, or a message was restored from there
+            return {(one.envelope.id, one.subscription) for one in read(self._spill_path)}
+        except (OSError, ValueError):
+            return set()  # the failure to write has been stated
+
+    def _lose(self, lost: Sequence[Delivery]) -> None:
+        """The bus ends, and these with it."""
+        by_queue: dict[Queue, set[int]] = {}
+        for delivery in lost:
+            by_queue.setdefault(self._queues[delivery.subscription], set()).add(delivery.handle)
+        for queue, handles in by_queue.items():
+            queue.in_flight -= {d for d in queue.in_flight if d.handle in handles}
+            queue.take_out(handles)
+            queue.discarded += len(handles)
+            queue.pending = len(queue.held_deliveries()) - len(queue.in_flight)
+        for delivery in lost:
             self._listener.state(DeliveryDiscarded(at=self._clock.wall(), delivery=delivery, reason="stopped"))
-        for queue in self._queues.values():
-            for lane in queue.ready:
-                lane.clear()
-            queue.later, queue.scheduled, queue.waiting_for_key = [], [], {}
-            queue.pending = 0
-        return 0, len(held)
 
     @property
     def spill_path(self) -> Path | None:
