@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 #: The destination label of a topic that nobody declared.
 OTHER = "_other"
 #: What one `ByTopic` may take, and about what an entry takes besides its topic's letters, and a value of its own.
-_BYTES_MAX = 512 * 1024
+_BYTES_MAX = 384 * 1024
 _ENTRY_BYTES, _VALUE_BYTES = 125, 500
 
 
@@ -43,7 +43,7 @@ def is_exact(pattern: str) -> bool:
 
 
 class ByTopic(dict[str, Value]):
-    """What was found out about topics, remembered within half a megabyte, whatever topics a stranger thinks of.
+    """What was found out about topics, remembered within 384 KiB, whatever topics a stranger thinks of.
 
     Full, it forgets all of them: what it held is found out again. Not thread-safe.
     """

@@ -169,8 +169,8 @@ class Lineage:
         self._last: tuple[Delivery, int, Trail] | None = None
         # Attempts made here, from the second on: whether they were delayed. A spent retry budget
         # delays what the policy would do at once, so the policy alone does not tell.
-        # By the hash of what names the attempt: a stranger's ids are long.
-        self._delayed: dict[int, tuple[int, bool]] = {}
+        # Small, for a stranger can have many: the hash of what names the delivery, and 2 x attempt + delayed.
+        self._delayed: dict[int, int] = {}
 
     def origin(self, delivery: Delivery) -> Place:
         """The publish of `delivery`, or the replay that brought it back."""
@@ -214,19 +214,21 @@ class Lineage:
         if delivery.attempt > 1:
             key = _key(delivery)
             self._delayed.pop(key, None)
-            self._delayed[key] = (delivery.attempt, _is_delayed(delivery))
+            self._delayed[key] = 2 * delivery.attempt + _is_delayed(delivery)
             if len(self._delayed) > _REMEMBERED_MAX:
                 self._delayed.pop(next(iter(self._delayed), key), None)
 
     def ended(self, delivery: Delivery) -> None:
         """Nothing follows: forget it."""
-        self._delayed.pop(_key(delivery), None)
+        if delivery.attempt > 1:
+            self._delayed.pop(_key(delivery), None)
 
     def hint(self, delivery: Delivery) -> Hint:
         """What is remembered of the attempt before this one: to be taken now where `previous` is asked later."""
         if delivery.attempt < 2:
             return None
-        return self._delayed.get(_key(delivery))
+        known = self._delayed.get(_key(delivery))
+        return None if known is None else (known >> 1, bool(known & 1))
 
     def previous(self, delivery: Delivery, hint: Hint) -> Place | None:
         """The attempt before this one; None for the first."""

@@ -397,6 +397,7 @@ class Tracing:
 
     def _dead_lettered(self, fact: f.DeliveryDeadLettered, failure: Failure | None) -> None:
         delivery = fact.delivery
+        self.lineage.ended(delivery)
         skipped = 0
         if failure is not None:
             skipped = self._admit(failure.site, 3)
