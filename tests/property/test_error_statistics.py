@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
@@ -176,6 +176,8 @@ def holds_only_plain(value: Any) -> bool:
 
 
 @given(anything)
+@example(float("nan"))
+@example([float("inf"), 2**63, "lone \ud800"])
 def test_whatever_is_given_becomes_plain_bounded_json(value: Any) -> None:
     made = plain(value)
     assert holds_only_plain(made)
