@@ -204,6 +204,9 @@ class Engine:
         if self._link is None:
             if backlog.publishes or backlog.calls:
                 backlog.disconnected(EndpointUnreachable("there is no connection; nothing was sent"), self._answers)
+            if self._closing and backlog.close is not None and not backlog.settlements and not backlog.settling:
+                backlog.closed(0, self._answers)  # there is nothing to store that a connection would be waited for
+                self._over = True
         elif self._sending is None and self._rounds.left is None:
             with self.lock:
                 sending = self._rounds.compose(self._answers, closing=self._closing)

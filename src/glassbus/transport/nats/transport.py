@@ -62,6 +62,10 @@ _NAME = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 _OPTIONS = ("level", "replicas", "max_bytes", "lease", "tls", "tls_ca")
 
 
+#: How long a close waits for a lost connection, to store what was settled meanwhile, in seconds.
+_RECONNECT_S = 3.0
+
+
 class NatsTransport:
     """The transport of `nats://host:port/name`. See the port for what each method promises.
 
@@ -136,6 +140,8 @@ class NatsTransport:
         self._state = "closed"
         closed: asyncio.Future[int] = self._loop.create_future()
         self._put(Close(closed))
+        if self._supervisor is not None and not self._supervisor.up():
+            deadline_s = min(deadline_s, _RECONNECT_S)  # what is not stored comes back when our owner record ends
         try:
             await asyncio.wait({closed}, timeout=max(0.0, deadline_s))
         finally:
