@@ -733,3 +733,41 @@ def test_a_stop_that_cannot_spill_states_it_and_discards(tmp_path: Path, monkeyp
         assert bus.ledger().balanced
 
     run_virtual(run)
+
+
+def test_a_bus_that_spills_elsewhere_restores_what_an_emergency_left(tmp_path: Path) -> None:
+    async def run(clock: VirtualClock) -> None:
+        bus = await House("memory", tmp_path).filled()
+        await bus.emergency_stop("x", deadline=2.0)
+        house = House("memory+spill", tmp_path)
+        assert await house.next_start() == ["EmergencyReconciled"]
+        (reconciled,) = house.seen.of(f.EmergencyReconciled)
+        assert (reconciled.restored, reconciled.missing) == (5, 0)
+        assert sorted(house.handled) == [0, 1, 2, 3, 4]
+
+    run_virtual(run)
+    assert list(tmp_path.rglob("*.spill.jsonl")) == []
+
+
+def test_a_transport_that_cannot_restore_what_was_spilled_says_so_and_leaves_it(tmp_path: Path) -> None:
+    async def run(clock: VirtualClock) -> None:
+        bus = await House("memory", tmp_path).filled()
+        await bus.emergency_stop("x", deadline=2.0)
+        other = House("sqlite", tmp_path)
+        opened: set[str] = set()
+        for _ in range(2):  # for as long as it is there
+            assert await other.next_start() == ["EmergencyReconciled"]
+            (reconciled,) = other.seen.of(f.EmergencyReconciled)
+            assert (reconciled.saved, reconciled.restored, reconciled.missing) == (5, 0, 5)
+            (failed,) = other.seen.of(f.TransportFailed)
+            assert "5 messages in 0.spill.jsonl were not restored" in failed.error
+            opened.update(fact.name for fact in other.seen.of(f.EscalationOpened))
+        assert "MessagesMissing" in opened
+        assert other.handled == []
+        house = House("memory", tmp_path)
+        assert await house.next_start() == ["EmergencyReconciled"]
+        (reconciled,) = house.seen.of(f.EmergencyReconciled)
+        assert (reconciled.restored, reconciled.missing) == (5, 0)
+        assert sorted(house.handled) == [0, 1, 2, 3, 4]
+
+    run_virtual(run)

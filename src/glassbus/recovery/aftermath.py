@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glassbus.clock import Clock
 from glassbus.config import Settings
-from glassbus.errors import GlassbusError, safe_text
+from glassbus.errors import GlassbusError, TransportError, safe_text
 from glassbus.facts import Delivery, EmergencyReconciled, ManifestQuarantined, transport_failed
 from glassbus.observer import Hub
 from glassbus.recovery import manifest as manifests
@@ -42,6 +42,7 @@ class Aftermath:
         self._locks: dict[int, Lock] = {}
         self._found: list[tuple[int, Manifest]] = []
         self._spilled: dict[int, list[tuple[str, str]]] = {}
+        self._left: set[int] = set()  # places whose spill file the transport has not restored
 
     def look(self, transport: Transport) -> None:
         """Before `transport` is opened: verify all of it, and have the transport restore what was spilled."""
@@ -71,8 +72,14 @@ class Aftermath:
             self._spilled[number] = [(one.envelope.id, one.subscription) for one in found or self._own]
             if found:
                 held[number] = found
-        if held and isinstance(transport, Spills) and transport.spill_path is None:
+                self._left.add(number)
+        if not held or not isinstance(transport, Spills):
+            return
+        if transport.spill_path is None:
             self._adopt(folder, transport, held)
+        else:
+            self._hand_over(folder, transport.spill_path, held)
+        self._left.clear()
 
     def _adopt(self, folder: Path, transport: Spills, held: dict[int, _Held]) -> None:
         """Have the transport restore what memory buses of this name left, all of it from one file."""
@@ -85,6 +92,15 @@ class Aftermath:
         transport.keep_in(path)
         # Held for as long as this process lives: nobody else may restore it too.
         self.adopted = (mine, self._locks.pop(mine))
+
+    def _hand_over(self, folder: Path, path: Path, held: dict[int, _Held]) -> None:
+        """Put what memory buses of this name left into the spill file that the transport restores anyway."""
+        # Of a start that ended between the two steps, each is there twice.
+        every = {(one.envelope.id, one.subscription): one for found in held.values() for one in found}
+        known = {(one.envelope.id, one.subscription) for one in self._own}
+        spills.spill(path, [*self._own, *(one for key, one in every.items() if key not in known)])
+        for number in held:
+            (folder / f"{number}.{SPILL}").unlink()
 
     def _read_manifest(self, path: Path) -> Manifest | None:
         try:
@@ -111,6 +127,12 @@ class Aftermath:
 
     async def reconcile(self, transport: Transport) -> None:
         """`transport` is open, and nothing runs yet: state what is missing."""
+        for number in sorted(self._left):
+            error = TransportError(
+                f"{len(self._spilled[number])} messages in {number}.{SPILL} were not restored and stay there: "
+                f"a memory:// bus named {self._settings.name!r} with this state directory restores them"
+            )
+            self._failed("restore", error)
         for number, manifest in self._found:
             try:
                 await self._reconcile(number, manifest, transport)
@@ -121,7 +143,9 @@ class Aftermath:
 
     async def _reconcile(self, number: int, manifest: Manifest, transport: Transport) -> None:
         assert self._folder is not None
-        if manifest.spilled:
+        if number in self._left:
+            restored, missing = 0, len(manifest.saved)
+        elif manifest.spilled:
             found = self._spilled[number]
             restored, missing = len(found), manifests.of_spilled(manifest, found)
         else:
@@ -130,7 +154,9 @@ class Aftermath:
             kept = await transport.find(sorted(wanted)) if isinstance(transport, Finds) else wanted
             restored, missing = len(kept), manifests.missing(manifest, kept, transport.ledger())
         path = self._folder / f"{number}.{MANIFEST}"
-        if missing:
+        if number in self._left:
+            pass  # for the start that can restore it
+        elif missing:
             _keep_for_people(path)
         else:
             path.unlink()
