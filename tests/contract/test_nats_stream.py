@@ -629,8 +629,9 @@ def test_what_an_owner_has_not_read_yet_is_not_swept_away(url: str, monkeypatch:
     place = url.rpartition("/")[2]
 
     async def scenario() -> None:
-        # Each says how far it has read when it renews its lease: here, not for a long time.
-        async with opened(f"{url}?lease=3600") as made, opened(f"{url}?lease=3600"):
+        # Each says how far it has read when it renews its lease: two of them, here, not for a long time.
+        slow = f"{url}?lease=3600"
+        async with opened(slow) as made, opened(slow), opened(slow):
             for _ in range(100):
                 await made.probe()
 
