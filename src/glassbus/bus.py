@@ -614,7 +614,8 @@ class MessageBus:
         On return it is stored at the receipt's `level`. A full queue makes it wait, up to the bus's
         `publish_timeout`, the highest priority first; inside a handler it does not wait. Then lower priorities
         may give way to it, or the queue may grow for a while (`subscribe(overflow=…)`), or it is refused. A second
-        publish of the same `message_id` within 10 minutes yields a `duplicate` receipt. `delay` and `expires_in` are seconds of wall time.
+        publish of the same `message_id` within 10 minutes yields a `duplicate` receipt. `delay` and `expires_in` are
+        seconds of wall time.
 
         Raises PublishRejected (certainly not stored; its subclasses say why) or PublishUncertain
         (may be stored: publish again with the same id).
@@ -702,7 +703,8 @@ class MessageBus:
         elsewhere = self._loop is not None and get_running_loop() is not self._loop
         if self._state == "running" and not elsewhere and not self._pulse.broken:
             if self.intake.paused:
-                overloaded = BusOverloaded(f"bus {self.name!r} takes nothing now, try again later: {self.intake.paused}")
+                why = f"bus {self.name!r} takes nothing now, try again later: {self.intake.paused}"
+                overloaded = BusOverloaded(why)
                 self._publisher.refused(topic, message_id, overloaded, self._monotonic())
                 raise overloaded
             await asyncio.wait(self._declaring)

@@ -163,3 +163,26 @@ def test_a_quit_signal_is_an_emergency_stop_that_writes_down_what_is_held(glassb
     assert glassbus("escalations", "list", "--url", "sqlite:///shop.db") == 1
     assert "EmergencyStop" in glassbus.out
     assert glassbus("audit", "--url", "sqlite:///shop.db") == 0
+
+
+def test_a_hang_up_reads_the_configuration_again(glassbus: Command, here: Path) -> None:
+    (here / "shop.py").write_text(SHOP.replace('name="shop")', 'name="shop", configuration="shop.toml")'))
+    (here / "shop.toml").write_text("[subscriptions.charge]\nconcurrency = 2\n")
+    running = Running(glassbus, here, 0.0)
+    assert running.child.stderr is not None
+
+    def hang_up(told: str) -> str:
+        running.child.send_signal(signal.SIGHUP)
+        while "SIGHUP:" not in running.lines[-1]:
+            running.lines.append(running.child.stderr.readline())
+            assert running.lines[-1], "it ended"
+        line = running.lines[-1]
+        running.lines.append("")
+        assert told in line
+        return line
+
+    (here / "shop.toml").write_text("[subscriptions.charge]\nconcurrency = 'many'\n")
+    assert "concurrency" in hang_up("not reloaded")
+    (here / "shop.toml").write_text("[subscriptions.charge]\nconcurrency = 3\n")
+    hang_up("configuration reloaded")
+    assert running.end(signal.SIGTERM) == 0

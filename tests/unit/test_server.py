@@ -119,7 +119,9 @@ def test_a_stuck_loop_is_not_alive_and_not_ready() -> None:
         (FakeHealth("healthy", True), False, 503),
     ],
 )
-def test_ready_means_running_and_answering_however_the_handlers_fare(health: FakeHealth, running: bool, status: int) -> None:
+def test_ready_means_running_and_answering_however_the_handlers_fare(
+    health: FakeHealth, running: bool, status: int
+) -> None:
     with serve(FakeBus(state=health, running=running), "127.0.0.1:0") as served:
         assert get(served, "/readyz")[0] == status
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glassbus.cli.common import EXIT_INTERRUPTED, EXIT_OK, CommandError, number
+from glassbus.errors import GlassbusError, safe_text
 
 if TYPE_CHECKING:
     from glassbus.bus import MessageBus
@@ -22,7 +23,8 @@ _NOTES = """\
 MODULE is imported with the current folder on its path, and ATTRIBUTE is a MessageBus that is not started, such as
 `glassbus run shop.service:bus`. The first SIGINT or SIGTERM ends it: nothing more is taken in, running handlers
 finish within the deadline, the rest is given back. A second one does not wait for them. SIGQUIT is an emergency
-stop: what is held is written down in the state directory, and all is over within 10 seconds.
+stop: what is held is written down in the state directory, and all is over within 10 seconds. SIGHUP reads the
+configuration of the bus again (MessageBus(configuration=...)).
 
 /metrics, /healthz and /readyz are served at $GLASSBUS_HTTP (default 127.0.0.1:9464). With OTEL_EXPORTER_OTLP_ENDPOINT
 set, traces are exported there, unless the program has set a tracer provider of its own.
@@ -127,6 +129,14 @@ async def _serve(bus: MessageBus, deadline_s: float) -> int:
     with stop_signals(signalled), server:
         await bus.start()
         bus.emergency_on_signals(signal.SIGQUIT)
+        loop, reloads = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        def hung_up() -> None:
+            task = loop.create_task(_reload(bus))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
         print(f"running {bus!r}; metrics at {server.url}/metrics", file=sys.stderr, flush=True)
         waiting = [asyncio.create_task(asked.wait()), asyncio.create_task(_ended(bus))]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -139,6 +149,16 @@ async def _serve(bus: MessageBus, deadline_s: float) -> int:
             health = bus.health()
             raise CommandError(f"the bus stopped by itself: {health.checks[0].detail}")
         return await _stop(bus, deadline_s, hurried)
+
+
+async def _reload(bus: MessageBus) -> None:
+    """Read the configuration again; what is wrong with it leaves the last known good in force."""
+    try:
+        await bus.reload()
+    except GlassbusError as error:
+        print(f"SIGHUP: not reloaded: {safe_text(error, 2000)}", file=sys.stderr, flush=True)
+    else:
+        print("SIGHUP: configuration reloaded", file=sys.stderr, flush=True)
 
 
 async def _ended(bus: MessageBus) -> None:
