@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -77,3 +78,41 @@ def test_a_file_behind_a_link_is_replaced_and_its_target_left_alone(tmp_path: Pa
     sealed.write(tmp_path / "file.jsonl", [b"line"])
     assert precious.read_text() == "mine"
     assert sealed.read(tmp_path / "file.jsonl") == [b"line"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link", "sparse"])
+def test_what_is_no_sealed_file_is_damaged_and_neither_waited_for_nor_read_whole(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "0.json"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "link":
+            sealed.write(tmp_path / "other", [b"a"])
+            path.symlink_to(tmp_path / "other")
+        case _:
+            path.write_bytes(b"")
+            os.truncate(path, 1 << 36)
+    with pytest.raises(ValueError, match=r"no regular file|no seal"):
+        sealed.read(path)
+
+
+def test_a_sweep_removes_what_killed_writers_left_and_not_what_a_living_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0.json.0a0b0c0d.tmp").write_bytes(b"half")
+    (tmp_path / "1.json.0a0b0c0d.tmp").write_bytes(b"half")
+    sealed.sweep(tmp_path, "0.")
+    assert [path.name for path in tmp_path.iterdir()] == ["1.json.0a0b0c0d.tmp"]
+    fsync = os.fsync
+
+    def sweep_meanwhile(descriptor: int) -> None:
+        sealed.sweep(tmp_path)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", sweep_meanwhile)
+    sealed.write(tmp_path / "0.json", [b"a"])
+    assert [path.name for path in tmp_path.iterdir()] == ["0.json"]

@@ -771,3 +771,35 @@ def test_a_transport_that_cannot_restore_what_was_spilled_says_so_and_leaves_it(
         assert sorted(house.handled) == [0, 1, 2, 3, 4]
 
     run_virtual(run)
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "emergency").symlink_to(tmp_path / "other")
+
+    async def run(clock: VirtualClock) -> None:
+        house = House("memory", tmp_path)
+        bus = await house.filled()
+        ended = await bus.emergency_stop("x", deadline=2.0)
+        assert ended.saved == 0
+        assert any("symbolic link" in fact.error for fact in house.seen.of(f.TransportFailed))
+        assert len(house.seen.of(f.DeliveryDiscarded)) == 5
+
+    run_virtual(run)
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_a_start_removes_what_a_killed_writer_left(house: House) -> None:
+    async def run(clock: VirtualClock) -> None:
+        bus = await house.filled()
+        await bus.emergency_stop("x", deadline=2.0)
+        left = [path.with_name(f"{path.name}.0a0b0c0d.tmp") for path in house.place.rglob("*.jsonl")]
+        left = [path for path in left if "journal" not in path.parts]
+        assert left
+        for path in left:
+            path.write_bytes(b"half")
+        await house.next_start()
+        assert [path for path in left if path.exists()] == []
+
+    run_virtual(run)

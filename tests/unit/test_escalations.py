@@ -724,3 +724,31 @@ def test_delivery_of_the_samples_names_its_subscription() -> None:
 def test_the_page_for_people_names_each_of_them() -> None:
     page = (Path(__file__).parents[2] / "docs" / "escalation.md").read_text()
     assert [name for name in NAMES if f"| `{name}` |" not in page] == []
+
+
+def test_an_order_that_is_no_file_is_told_of_once_and_keeps_no_other_waiting(tmp_path: Path) -> None:
+    async def run(desk: Desk) -> None:
+        desk.state(f.IntakePaused)
+        await asyncio.sleep(3.0)
+        (kept,) = look(tmp_path)
+        (kept.folder / f"{kept.number}.0000.order").mkdir()
+        for escalated in kept.escalations:
+            carry_out(kept, Order("resolve", escalated.fingerprint, "mended"))
+        await asyncio.sleep(10.0)
+        assert [one.name for one in desk.escalations.open()] == ["ManifestQuarantined"]
+        assert len(desk.seen.of(f.ManifestQuarantined)) == 1
+
+    scenario(run, state_dir=tmp_path)
+
+
+def test_a_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "escalations").symlink_to(tmp_path / "other")
+
+    async def run(desk: Desk) -> None:
+        desk.state(f.IntakePaused)
+        await asyncio.sleep(3.0)
+        assert "symbolic link" in desk.seen.of(f.JournalFailed)[0].error
+
+    scenario(run, state_dir=tmp_path)
+    assert list((tmp_path / "other").iterdir()) == []

@@ -11,7 +11,7 @@ from glassbus.facts import Delivery, EmergencyReconciled, ManifestQuarantined, t
 from glassbus.observer import Hub
 from glassbus.recovery import manifest as manifests
 from glassbus.recovery.manifest import Manifest
-from glassbus.recovery.places import Lock, lock_place, numbered
+from glassbus.recovery.places import Lock, lock_place, numbered, refuse_links
 from glassbus.transport import DeadLetterRecord, Finds, Spills, Transport, sealed
 from glassbus.transport import spill as spills
 
@@ -50,6 +50,7 @@ class Aftermath:
             if isinstance(transport, Spills) and transport.spill_path is not None:
                 self._own = self._read_spill(transport.spill_path)
             if self._folder is not None and self._folder.is_dir():
+                refuse_links(self._folder)
                 self._look_at(self._folder, transport)
         except OSError as error:
             self._failed("look", error)
@@ -59,6 +60,7 @@ class Aftermath:
 
     def _look_at(self, folder: Path, transport: Transport) -> None:
         held: dict[int, _Held] = {}
+        sealed.sweep(folder)
         for number in sorted({*numbered(folder, MANIFEST), *numbered(folder, SPILL)}):
             lock = lock_place(folder, number)
             if lock is None:

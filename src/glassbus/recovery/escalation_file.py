@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from glassbus.policy.escalation import Escalated, EscalationState, moved
-from glassbus.recovery.places import Lock, is_live, lock_place, numbered, take_place
+from glassbus.recovery.places import Lock, is_live, lock_place, numbered, refuse_links, take_place
 from glassbus.transport import sealed
 
 
@@ -63,6 +63,7 @@ class Place:
         self._taken: set[str] = set()  # fingerprints that were taken over from other places
         self._lock: Lock | None = None
         self._number = 0
+        self._unreadable: set[str] = set()  # orders that stay where they are
         #: Damaged files that were moved aside: their names, where they are now, and what was wrong.
         self.damaged: list[tuple[str, str, str]] = []
 
@@ -74,9 +75,11 @@ class Place:
 
         What is taken over from other places stays there until `write` has written it here.
         """
+        refuse_links(self._folder)
         if not self._folder.is_dir():
             return []
         self._take()
+        sealed.sweep(self._folder)
         found = self._read(self._number)
         for number in self._others():
             lock = lock_place(self._folder, number)
@@ -141,12 +144,27 @@ class Place:
             return []
         found: list[Order] = []
         for path in sorted(self._folder.glob(f"{self._number}.*.order")):
+            if path.name in self._unreadable:
+                continue
             try:
-                found += [msgspec.json.decode(line, type=Order) for line in sealed.read(path)]
+                wanted = [msgspec.json.decode(line, type=Order) for line in sealed.read(path)]
                 path.unlink()
-            except (ValueError, msgspec.MsgspecError) as error:
-                self.damaged.append((path.name, sealed.move_aside(path).name, str(error)))
+                found += wanted
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError, msgspec.MsgspecError) as error:
+                self._put_aside(path, error)
         return found
+
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        """Told once, and nobody else's order waits for it."""
+        try:
+            moved_to = path.name if isinstance(error, OSError) else sealed.move_aside(path).name
+        except OSError:
+            moved_to = path.name
+        if moved_to == path.name:
+            self._unreadable.add(path.name)
+        self.damaged.append((path.name, moved_to, str(error)))
 
     def elsewhere(self) -> dict[str, Escalated]:
         """What other processes have open, by fingerprint."""
@@ -189,6 +207,8 @@ def _look(folder: Path, number: int) -> Kept:
 def look(state_dir: str | os.PathLike[str]) -> list[Kept]:
     """What every process has open, living or dead. Raises OSError."""
     folders = sorted(path for path in _folder_of(state_dir).glob("*") if path.is_dir())
+    for folder in folders:
+        refuse_links(folder)
     found = [_look(folder, number) for folder in folders for number in numbered(folder, "json")]
     return [msgspec.structs.replace(one, live=is_live(one.folder, one.number)) for one in found]
 

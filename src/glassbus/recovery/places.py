@@ -5,6 +5,7 @@ The operating system drops the lock the moment a process dies, however it dies, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import weakref
@@ -49,8 +50,16 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def refuse_links(folder: Path) -> None:
+    """Raises OSError when `folder` (`STATE_DIR/KIND/BUS`), or the one it is in, is a symbolic link."""
+    for one in (folder.parent, folder):
+        if one.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(one))
+
+
 def take_place(folder: Path, fits: Callable[[int], bool] = lambda _number: True) -> tuple[int, Lock]:
     """The first place in `folder` that is free and `fits`, with its lock. Makes the folder. Raises OSError."""
+    refuse_links(folder)
     sealed.make_folder(folder)
     for number in range(_PLACES_MAX):
         if not fits(number):

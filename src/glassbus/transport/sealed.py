@@ -6,13 +6,20 @@ A damaged one is moved aside, and nothing of it is used.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
+
+_SEAL_BYTES_MAX = 1024
+#: Far more than a process holds in memory; what is larger was never written here.
+_BYTES_MAX = 8 * 1024**3
 
 
 class Damaged(Exception):
@@ -48,18 +55,26 @@ def write(path: Path, lines: Sequence[bytes]) -> None:
     body = b"".join(line + b"\n" for line in lines)
     seal = msgspec.json.encode(_Seal(len(lines), _checksum(body)))
     make_folder(path.parent)
+    try:
+        _replace(path, body + seal + b"\n")
+    except FileNotFoundError:  # a `sweep` came before the lock was taken
+        _replace(path, body + seal + b"\n")
+    sync_folder(path.parent)
+
+
+def _replace(path: Path, text: bytes) -> None:
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with os.fdopen(os.open(beside, flags, 0o600), "wb") as file:
-            file.write(body + seal + b"\n")
+            fcntl.flock(file, fcntl.LOCK_EX)  # tells `sweep` that its writer lives
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+            beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -71,8 +86,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def read(path: Path) -> list[bytes]:
-    """The lines of `path`. Raises FileNotFoundError, OSError, and ValueError when it is damaged."""
-    text = path.read_bytes()
+    """The lines of `path`. Raises FileNotFoundError, OSError, and ValueError when it is damaged or no regular file."""
+    text = _contents(path)
     body, seal_line = text[: text.rstrip(b"\n").rfind(b"\n") + 1], text.rstrip(b"\n").rpartition(b"\n")[2]
     try:
         seal = msgspec.json.decode(seal_line, type=_Seal)
@@ -82,6 +97,47 @@ def read(path: Path) -> list[bytes]:
     if seal.deliveries != len(lines) or seal.checksum != _checksum(body):
         raise ValueError("its checksum does not match")
     return lines
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+            raise ValueError("it is no regular file") from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no regular file")
+    with os.fdopen(descriptor, "rb") as file:
+        # The end first: what has no seal may be of any size, and is not read.
+        file.seek(max(0, found.st_size - _SEAL_BYTES_MAX))
+        if b'"checksum"' not in file.read(_SEAL_BYTES_MAX):
+            raise ValueError("it has no seal: it was cut short, or is something else")
+        if found.st_size > _BYTES_MAX:
+            raise ValueError(f"it is larger than {_BYTES_MAX} bytes")
+        file.seek(0)
+        return file.read(found.st_size)
+
+
+def sweep(folder: Path, prefix: str = "") -> None:
+    """Remove what writers that were killed left beside the files of `folder` whose names begin so. Raises OSError."""
+    for path in sorted(folder.glob("*.tmp")):
+        if not path.name.startswith(prefix):
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # renamed meanwhile, or none of ours
+        try:
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+        except BlockingIOError:
+            continue  # its writer lives
+        finally:
+            os.close(descriptor)
 
 
 def move_aside(path: Path) -> Path:

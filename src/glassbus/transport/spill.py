@@ -68,7 +68,8 @@ def spill(path: Path, held: Sequence[Delivery | DeadLetterRecord]) -> None:
 
 
 def restore(path: Path) -> list[Delivery | DeadLetterRecord]:
-    """What `spill` wrote, if anything. Raises StoreCorrupt after putting a damaged file aside."""
+    """What `spill` wrote, if anything. Raises OSError, and StoreCorrupt after putting a damaged file aside."""
+    sealed.sweep(path.parent, path.name)
     try:
         return read(path)
     except FileNotFoundError:
