@@ -23,11 +23,13 @@ from glassbus import (
     Delivery,
     Drained,
     ErrorCategory,
+    ErrorLogger,
     ErrorRecoveryManager,
     ErrorReport,
     ErrorSeverity,
     Fact,
     Health,
+    JournalSettings,
     KillSwitch,
     Ledger,
     Level,
@@ -208,3 +210,13 @@ def recovering(report: ErrorReport) -> None:
     assert_type(breaker, CircuitBreaker)
     assert_type(CircuitBreaker(failure_threshold=5, recovery_timeout=60.0).call(float, "7"), float)
     assert_type(breaker.last_failure_time, float | None)
+
+
+def recorded(report: ErrorReport) -> None:
+    kept = MessageBus("sqlite:///orders.db", journal=JournalSettings(fsync="always", entries=1000))
+    assert_type(kept.journal.statistics(), dict[str, Any])
+    assert_type(kept.journal.report_html(), str)
+    assert_type(kept.journal.reports(), list[ErrorReport])
+    with ErrorLogger("logs", max_log_size=1_000_000, fsync="never") as logger:
+        assert_type(logger.log_error(report), bool)
+        assert_type(logger.get_error_statistics(), dict[str, Any])
