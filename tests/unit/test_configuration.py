@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 from collections.abc import Callable, Coroutine, Mapping
 from itertools import pairwise
@@ -22,6 +23,7 @@ from glassbus.facts import (
     SubscriptionPaused,
     SubscriptionResumed,
 )
+from glassbus.recovery.sources import LastKnownGood
 from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
 
 EVERYDAY = {"SubscriptionDeclared", "BusStarted", "BusStopped", "MessagePublished", "DeliveryHandled", "HealthChanged"}
@@ -728,3 +730,17 @@ async def test_an_operator_lets_a_paused_handler_go_on(clock: VirtualClock) -> N
         await bus.resume("s")
         await bus.drain()
         assert len(got) == 7
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nested"])
+def test_what_is_no_saved_configuration_is_damaged_and_never_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "configuration-0.json"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.write_text("[" * 100_000)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        LastKnownGood(str(tmp_path), "0").load()

@@ -18,9 +18,10 @@ import pytest
 from journal_kit import START, Kept, failed, lines_of, text_of
 
 from glassbus import facts as f
-from glassbus.record import disk, journalfiles, journalwriter, metricsfile
+from glassbus.record import disk, journalfiles, journalwriter, metricsfile, reading
 from glassbus.record.journalfiles import journal_files
 from glassbus.record.reading import JournalReader, read_story
+from tests.facts_kit import sample
 
 
 def eventually(is_so: Callable[[], bool], within_s: float = 20.0) -> bool:
@@ -322,6 +323,15 @@ def test_metrics_that_cannot_be_written_are_trouble_but_stop_nothing(tmp_path: P
     kept.journal.close()
 
 
+def test_a_process_that_saw_no_error_has_no_section(tmp_path: Path) -> None:
+    """A replay of dead letters is in the journal, but counts as nothing."""
+    kept = Kept(tmp_path)
+    kept.state(sample(f.DeadLetterReplayed, at=START))
+    assert kept.journal.close()
+    assert [line.fact for line in lines_of(tmp_path)] == ["DeadLetterReplayed"]
+    assert not (tmp_path / "error_metrics.json").exists()
+
+
 def test_a_damaged_metrics_file_is_written_anew(tmp_path: Path) -> None:
     (tmp_path / "error_metrics.json").write_text('{"processes": 7')
     kept = Kept(tmp_path)
@@ -355,3 +365,39 @@ def test_a_lock_that_another_holds_is_waited_for_and_not_for_ever(tmp_path: Path
         raise AssertionError("locked twice")
     with disk.locked(path, 0.05):
         assert path.exists()
+
+
+def test_a_deeply_nested_line_and_a_very_long_one_are_torn_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(reading, "_LINE_BYTES_MAX", 300_000)
+    kept = Kept(tmp_path)
+    kept.state(failed(message="m1"))
+    kept.journal.close()
+    (path,) = journal_files(tmp_path)
+    (good,) = [line for line in path.read_bytes().splitlines() if b'"m1"' in line]
+    deep = good.replace(b'"kind":"fact"', b'"kind":"fact","fields":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 1)
+    path.write_bytes(b"\n".join([good, deep, good, b"\0" * 1_000_000, good, b"\0" * 1_000_000]))
+    reader = JournalReader(tmp_path)
+    assert len(list(reader.lines())) == 3
+    assert reader.torn == 3
+    assert len(read_story(tmp_path, "m1")) == 3
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "nested"])
+def test_metrics_are_written_in_the_place_of_what_is_no_file_of_ours(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / metricsfile.METRICS_NAME
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.write_text('{"processes":{"1":{"a":' + "[" * 100_000)
+    kept = Kept(tmp_path)
+    kept.state(failed())
+    kept.journal.close()
+    assert not path.is_symlink()
+    assert path.is_file()
+    assert '"total_errors": 1' in path.read_text()

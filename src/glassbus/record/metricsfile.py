@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from glassbus.record.disk import locked, private_folder, replace_file
+from glassbus.record.disk import locked, open_regular, private_folder, replace_file
 from glassbus.record.statistics import DAY_S, HOUR_S, combined
 
 #: How often it is written while there is something new, in seconds.
@@ -18,6 +18,8 @@ METRICS_EVERY_S = 10.0
 METRICS_NAME = "error_metrics.json"
 
 _PROCESSES_MAX = 32
+#: More than the sections of so many processes ever take; a longer file is cut here, and then is not ours.
+_BYTES_MAX = 16 * 1024 * 1024
 
 
 class MetricsFile:
@@ -31,7 +33,12 @@ class MetricsFile:
         self._token = secrets.token_hex(4)
 
     def write(self, snapshot: dict[str, Any], *, running: bool = True) -> None:
-        """Put our `snapshot` into the file. Durable on return. Raises OSError."""
+        """Put our `snapshot` into the file. Durable on return. Raises OSError.
+
+        One without an error or a recovery is left out: commands that come and go must not crowd out what counts.
+        """
+        if not snapshot["total_errors"] and not any(snapshot["recoveries"].values()):
+            return
         private_folder(self.path.parent)
         with locked(self.path.with_name(f".{self.path.stem}.lock")):
             process = f"{os.getpid()}-{self._token}"
@@ -59,8 +66,11 @@ def _aged(sections: dict[str, dict[str, Any]], now: float) -> list[dict[str, Any
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     """The sections of all processes so far; none of a file that is missing or that is not ours."""
-    with suppress(OSError, ValueError, msgspec.MsgspecError):  # it is written anew
-        return msgspec.json.decode(path.read_bytes(), type=_File).processes
+    with (
+        suppress(OSError, ValueError, RecursionError, msgspec.MsgspecError),  # it is written anew
+        os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file,
+    ):
+        return msgspec.json.decode(file.read(_BYTES_MAX), type=_File).processes
     return {}
 
 

@@ -27,7 +27,9 @@ from glassbus.record.statistics import ErrorStatistics
 
 _END_OF_TIME = 1e10  # wall seconds, in the year 2286
 _COUNT_MAX = 10**9
-_BLOCK_BYTES = 16 * 1024 * 1024
+_BLOCK_BYTES = 4 * 1024 * 1024
+#: A longer line is none of ours: it is passed over, and counts as torn.
+_LINE_BYTES_MAX = 16 * 1024 * 1024
 
 
 class Selection(msgspec.Struct, frozen=True):
@@ -124,7 +126,7 @@ class JournalReader:
             return None
         try:
             line = decode(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.torn += 1
             return None
         if isinstance(line, SiteLine):
@@ -149,10 +151,16 @@ class JournalReader:
             if since is not None and os.fstat(descriptor).st_mtime < since:
                 return
             self.files += 1
-            rest = b""
+            rest, passing = b"", False
             while block := file.read(_BLOCK_BYTES):
+                if passing:  # the rest of a line that is too long
+                    _, separator, block = block.partition(b"\n")
+                    passing = not separator
                 whole, separator, rest = (rest + block).rpartition(b"\n")
                 yield whole + separator
+                if len(rest) > _LINE_BYTES_MAX:
+                    self.torn += 1
+                    rest, passing = b"", True
             if rest:
                 yield rest
 

@@ -12,13 +12,14 @@ import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from glassbus.clock import Clock
 from glassbus.errors import ConfigurationError, safe_text, shown, type_name
 from glassbus.handler import Threads
+from glassbus.record.disk import open_regular
 
 #: A mapping of tunables, or a way to one: a callable (plain or async), or the path of a TOML or JSON file.
 Source = Callable[[], Mapping[str, Any] | Awaitable[Mapping[str, Any]]] | str | os.PathLike[str]
@@ -134,7 +135,11 @@ def _told(error: BaseException) -> str:
 
 def _contents(path: Path) -> bytes:
     with path.open("rb") as file:
-        body = file.read(_BYTES_MAX + 1)
+        return _at_most(file)
+
+
+def _at_most(file: BinaryIO) -> bytes:
+    body = file.read(_BYTES_MAX + 1)
     if len(body) > _BYTES_MAX:
         raise ConfigurationError(f"it is larger than {_BYTES_MAX} bytes")
     return body
@@ -212,10 +217,11 @@ class LastKnownGood:
         if self._path is None:
             return None
         try:
-            whole = msgspec.json.decode(_contents(self._path), type=_Saved)
+            with os.fdopen(open_regular(self._path, os.O_RDONLY), "rb") as file:
+                whole = msgspec.json.decode(_at_most(file), type=_Saved)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigurationError(f"the last known good configuration cannot be read: {safe_text(error)}") from None
         if hashlib.sha256(bytes(whole.configuration)).hexdigest() != whole.sha256:
             raise ConfigurationError("the last known good configuration is damaged: its checksum does not fit")
