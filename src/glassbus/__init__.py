@@ -50,6 +50,7 @@ from glassbus.errors import (
     UnknownEscalation,
     UnknownSubscription,
     WouldBlockLoop,
+    redact_errors,
 )
 from glassbus.facts import Delivery, Fact
 from glassbus.message import Level, Message, Outgoing, Priority, Receipt
@@ -162,4 +163,5 @@ __all__ = [
     "Webhook",
     "WouldBlockLoop",
     "__version__",
+    "redact_errors",
 ]

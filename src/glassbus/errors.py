@@ -42,6 +42,7 @@ GlassbusError
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -271,9 +272,10 @@ class ErrorSeverity(StrEnum):
     CRITICAL = "critical"
 
 
-class ErrorReport(msgspec.Struct, kw_only=True):
+class ErrorReport(msgspec.Struct):
     """One failure, as bounded strings: never a frame, never a live exception.
 
+    The first twelve fields may be given by position, in this order. `escalated`: somebody has been or will be told.
     `timestamp` is wall time in seconds. `message` is capped at 1 KiB and
     `stack_trace` at 16 KiB. `fingerprint` is the same for the same failure site.
     """
@@ -299,24 +301,66 @@ class ErrorReport(msgspec.Struct, kw_only=True):
         return built
 
 
-# Greedy, because a password may hold '@' or '/' that somebody forgot to encode.
-_USERINFO = re.compile(r"(?<=://)\S*@")
+_WORD = re.compile(r"\S+")
+#: How much further than it is shown a text is read, so that what is redacted in it is not cut in two.
+_BEYOND = 1024
+
+_also: Callable[[str], str] | None = None
 
 
 def redact(text: str) -> str:
     """`text` without the credentials of any URL in it."""
-    return _USERINFO.sub("***@", text) if "://" in text else text
+    return _WORD.sub(_without_userinfo, text) if "://" in text else text
+
+
+def _without_userinfo(found: re.Match[str]) -> str:
+    # To the last '@': a password may hold '@' or '/' that somebody forgot to encode.
+    word = found[0]
+    begin, end = word.find("://"), word.rfind("@")
+    return f"{word[: begin + 3]}***{word[end:]}" if 0 <= begin < end else word
+
+
+def _cut(text: str, cap: int) -> str:
+    """The first `cap` characters; of a URL that this would cut in two only the scheme: the cut may be in a password."""
+    if len(text) <= cap:
+        return text
+    text = text[:cap]
+    word = "" if not text or text[-1].isspace() else text.rsplit(None, 1)[-1]
+    begin = word.find("://")
+    return text if begin < 0 else text[: len(text) - len(word) + begin + 3]
+
+
+def redact_errors(also: Callable[[str], str] | None) -> None:
+    """From now on show of the text of any exception only what `also` makes of it, in this whole process.
+
+    It is given what is left without credentials of URLs, and its answer goes into reports, dead letters, the journal,
+    log lines, spans, notifications and what callers are told. None: only credentials of URLs are taken out, as from
+    the start. May be called on any thread; where it raises, the text is not shown at all.
+    """
+    global _also
+    _also = also
+
+
+def redacted(text: str) -> str:
+    """`text`, of an exception or about one, as it may be shown. Never raises."""
+    also, text = _also, redact(text)
+    if also is None:
+        return text
+    try:
+        return str.__str__(also(text))
+    except BaseException as raised:  # noqa: BLE001 - it is the program's, and may raise anything
+        return f"<redaction raised {type_name(type(raised))}>"
 
 
 def safe_text(error: BaseException, cap: int = 1024) -> str:
-    """`str(error)`, capped and without credentials of URLs, for any exception however hostile. Never raises."""
+    """`str(error)`, capped, redacted (see `redact_errors`), for any exception however hostile. Never raises."""
     try:
         # str.__str__: the answer may be of a subclass with methods of its own.
-        text = str.__str__(str(error))[: cap + 1]
+        text = _cut(str.__str__(str(error)), cap + _BEYOND)
         text = text.encode("utf-8", "replace").decode()
     except BaseException as raised:  # noqa: BLE001 - a user's __str__ may raise anything
         return f"<{type_name(type(error))} whose __str__ raised {type_name(type(raised))}>"
-    text = redact(text)
+    text = redacted(text)
     if not text.isprintable():  # an escape sequence must not reach a terminal by way of a log
         text = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
     return text if len(text) <= cap else text[: cap - 1] + "…"
@@ -329,8 +373,8 @@ def type_name(kind: type) -> str:
 
 
 def shown(value: object, cap: int = 80) -> str:
-    """`repr(value)`, capped, for any value however hostile. Never raises."""
+    """`repr(value)`, capped and without credentials of URLs, for any value however hostile. Never raises."""
     try:
-        return str.__str__(repr(value))[:cap]
+        return redact(_cut(str.__str__(repr(value)), cap + _BEYOND))[:cap]
     except BaseException:  # noqa: BLE001 - a user's __repr__ may raise anything
         return f"<a {type_name(type(value))} that cannot be shown>"

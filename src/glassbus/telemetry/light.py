@@ -15,6 +15,7 @@ from typing import Any
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode
 from opentelemetry.util.types import Attributes, AttributeValue
 
+from glassbus.errors import redacted, safe_text
 from glassbus.telemetry.outlet import Event, SpanData, context_of, place_of
 from glassbus.telemetry.propagation import Place
 
@@ -83,8 +84,8 @@ class LightSpan(Span):
         known = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         told: dict[str, Any] = {
             "exception.type": known,
-            "exception.message": str(exception),
-            "exception.stacktrace": "".join(traceback.format_exception(exception)),
+            "exception.message": safe_text(exception),
+            "exception.stacktrace": redacted("".join(traceback.format_exception(exception))),
             "exception.escaped": str(escaped),
         }
         self.add_event("exception", {**told, **(attributes or {})}, timestamp)

@@ -188,9 +188,9 @@ class SpanQueue(SpanProcessor):
     def _opened(self, entry: Entry) -> list[ReadableSpan]:
         try:
             return [entry.finish(span) for span in entry.make()]
-        except BaseException:  # noqa: BLE001 - one failure that cannot be shown must not take the others with it
+        except BaseException as error:  # noqa: BLE001 - one failure that cannot be shown must not take the others with it
             self.dropped["not_made"] += entry.size
-            _log.exception("a failure could not be made into spans")
+            _log.warning("a failure could not be made into spans: %s", type(error).__name__)
             return []
 
     def hurry(self) -> None:
