@@ -74,6 +74,7 @@ from glassbus.recovery.health import Health
 from glassbus.recovery.killswitch import Gate
 from glassbus.recovery.queue import Growth
 from glassbus.recovery.resources import Intake
+from glassbus.recovery.resting import Resting
 from glassbus.recovery.sources import Source
 from glassbus.subscription import Subscription, make_subscription
 from glassbus.switches import Breakers
@@ -218,6 +219,8 @@ class MessageBus:
         self.escalations.journal_trouble = lambda: self.journal.trouble
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
         self.emergency.last.append(self._end_journal)
+        #: For messages of errors that a program hands over, with what nothing recovered.
+        self.resting = Resting(lambda: self._transport, self._publish_sealed, self._in_background, self.hub, self.clock)
         self._starting: asyncio.Task[Any] | None = None
         #: A command's bus: it takes over neither escalations nor what an emergency left, for it is soon gone.
         self.looks_only = False
@@ -673,6 +676,15 @@ class MessageBus:
             level = outcome.spooled or self._level
             receipts.append(Receipt(envelope.id, level, outcome.subscriptions, outcome.duplicate))
         return receipts
+
+    async def _publish_sealed(self, envelope: Envelope) -> Stored:
+        """Store one message that the bus itself has made. Raises as `publish` does."""
+        if self._state != "running" or self._bars:
+            await self._make_ready(envelope.topic, envelope.id)
+        started = self._monotonic()
+        stored = (await self._store((envelope,), started))[0]
+        self._publisher.stored(envelope, stored, self._monotonic() - started)
+        return stored
 
     async def _store(self, batch: Sequence[Envelope], started: float) -> Sequence[Stored]:
         """Have the transport store `batch`, waiting for room except inside a handler, which would wait for itself."""

@@ -309,7 +309,7 @@ class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
     """How it went. `refused`: the breaker of (component, category) did not let it begin; no start was stated.
     `called_off`: the bus stopped meanwhile, which says nothing about whether it would have worked.
 
-    `duration_s` is from the first failure.
+    `duration_s` is from the first failure. `reported`: the error is told by an ErrorReported, and not counted for this.
     """
 
     component: Literal["handler", "endpoint", "queue", "resources", "configuration"]
@@ -320,6 +320,7 @@ class RecoveryConcluded(_Fact, frozen=True, kw_only=True):
     outcome: Literal["succeeded", "failed", "refused", "called_off"]
     duration_s: float
     error: str = ""
+    reported: bool = False
 
 
 # Breakers and subscriptions

@@ -426,8 +426,8 @@ def test_a_subscription_that_comes_and_goes_meanwhile_is_wired_as_any_other() ->
     run_virtual(scenario)
 
 
-def test_the_blocking_bus_takes_faults_from_its_callers_thread() -> None:
-    bus = ProductionMessageBus({"telemetry": False, "retry": Retry(max_attempts=5, base_delay=0.0)})
+def test_the_blocking_bus_takes_faults_from_its_callers_thread(tmp_path: Any) -> None:
+    bus = ProductionMessageBus({"log_dir": str(tmp_path), "telemetry": False, "retry": Retry(max_attempts=5, base_delay=0.0)})
     runs: list[int] = []
     try:
         bus.subscribe("a", lambda message: runs.append(1), name="a")

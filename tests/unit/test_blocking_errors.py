@@ -78,9 +78,9 @@ def test_a_program_written_against_the_earlier_bus_uses_every_name_it_knows(tmp_
     assert isinstance(bus.recovery_manager, ErrorRecoveryManager)
 
     # Its handlers work before the start, with plain strings as messages.
-    assert bus._handle_message_processing_error("message-1", ValueError("bad"), {"attempt": 1}) is False
+    assert bus._handle_message_processing_error("message-1", ValueError("bad"), {"attempt": 1}) is True
     assert bus._handle_connection_error("broker-1", ConnectionError("gone")) is False
-    assert bus._handle_queue_overflow("orders", "message-2") is False
+    assert bus._handle_queue_overflow("orders", "message-2") is True
 
     received: list[Any] = []
     bus.subscribe("orders", lambda message: received.append(message.payload))
@@ -90,7 +90,8 @@ def test_a_program_written_against_the_earlier_bus_uses_every_name_it_knows(tmp_
     bus.drain(30)
     assert received == [{"id": 1}]
     assert list(bus.subscribers) == ["orders"]
-    assert len(bus.queues) == 1
+    assert len(bus.queues) == 2, "orders, and what was handed over"
+    assert {letter.message.payload for letter in bus.dead_letters.list()} == {"message-1", "message-2"}
 
     assert bus._categorize_error(ConnectionError()) == C.CONNECTION_ERROR
     assert bus._categorize_error(pickle.PicklingError()) == C.SERIALIZATION_ERROR
@@ -166,14 +167,15 @@ def test_a_message_whose_topic_is_known_is_published_again_once_it_runs(make: Ma
     bus, got = make(), []
     bus.subscribe("orders", lambda message: got.append((message.payload, message.priority)))
     error = ConnectionError("down")
-    assert bus._handle_message_processing_error({"id": 1}, error, {"topic": "orders"}) is False, "it does not run yet"
+    assert bus._handle_message_processing_error({"id": 1}, error, {"topic": "orders"}) is True, "kept: it does not run"
     bus.start()
     assert bus._handle_message_processing_error({"id": 2}, error, {"topic": "orders"}) is True
     assert bus._handle_message_processing_error({"id": 3}, ValueError(), {"topic": "orders"}) is True
-    assert bus._handle_message_processing_error({"id": 4}, ValueError(), {"topic": "nobody.wants.it"}) is False
+    assert bus._handle_message_processing_error({"id": 4}, ValueError(), {"topic": "nobody.wants.it"}) is True
     message = Message("m", "orders", {"id": 5}, {}, Priority.HIGH)
     assert bus._handle_message_processing_error(message, ValueError()) is True
     bus.drain(30)
+    assert sorted(letter.message.payload["id"] for letter in bus.dead_letters.list()) == [1, 4]
     assert sorted(got, key=str) == [
         ({"id": 2}, Priority.NORMAL),
         ({"id": 3}, Priority.NORMAL),
@@ -249,8 +251,10 @@ def test_a_queue_of_the_bus_slows_its_publishers(make: Make) -> None:
     bus.subscribe("orders", print, name="orders")
     bus.start()
     assert bus._handle_queue_overflow("orders", "m") is True
-    assert bus._handle_queue_overflow("nobody", "m") is False
-    assert [line["category"] for line in logged(bus)] == ["queue_overflow"] * 2
+    assert bus._handle_queue_overflow("nobody", None) is False, "nothing made room, and there is nothing to save"
+    assert bus._handle_queue_overflow("nobody", "m") is True
+    assert bus.dead_letters.list()[0].message.payload == "m"
+    assert [line["category"] for line in logged(bus)] == ["queue_overflow"] * 3
 
 
 def test_a_fallback_serialization_is_put_into_the_callers_context(make: Make) -> None:
@@ -365,9 +369,13 @@ def test_any_input_is_handled_and_nothing_is_raised(make: Make) -> None:
             bus.start()
         for first in ANYTHING:
             for second in ANYTHING:
-                assert bus._handle_message_processing_error(first(), second(), first()) is False
+                for message, answer in (
+                    (first(), bus._handle_message_processing_error(first(), second(), first())),
+                    (second(), bus._handle_queue_overflow(first(), second(), first())),
+                ):
+                    large = type(message) is str and len(message) > bus.core.settings.payload_bytes_max
+                    assert answer is (message is not None and not large), "kept, where there is something to keep"
                 assert bus._handle_connection_error(first(), second(), first()) is False
-                assert bus._handle_queue_overflow(first(), second(), first()) is False
                 assert isinstance(bus._categorize_error(first()), ErrorCategory)
                 assert isinstance(bus._assess_severity(first(), second()), ErrorSeverity)
                 assert isinstance(bus._assess_connection_severity(first(), second()), ErrorSeverity)
@@ -380,7 +388,7 @@ def test_any_input_is_handled_and_nothing_is_raised(make: Make) -> None:
 def test_a_failing_error_log_changes_no_answer(make: Make, tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("a file where the folder should be")
     bus = make()
-    assert bus._handle_message_processing_error("m", ValueError()) is False
+    assert bus._handle_message_processing_error("m", ValueError()) is True
     assert bus.error_logger.failures == 1
     assert bus.get_health_status()["error_statistics"]["write_failures"] == 1
 
@@ -404,11 +412,12 @@ def test_in_a_thread_that_runs_a_loop_they_answer_without_waiting(make: Make) ->
     bus.start()
 
     async def main() -> None:
-        assert bus._handle_message_processing_error("m", ValueError(), {"topic": "orders"}) is False
+        assert bus._handle_message_processing_error("m", ValueError(), {"topic": "orders"}) is True
         assert bus._handle_connection_error("c", ConnectionError()) is False
         assert bus.get_health_status()["status"] in ("degraded", "critical")
 
     asyncio.run(main())
+    eventually(lambda: [letter.message.payload for letter in bus.dead_letters.list()] == ["m"])
 
 
 def test_a_thousand_errors_in_a_tight_loop_leave_its_health_known(make: Make) -> None:
@@ -418,12 +427,14 @@ def test_a_thousand_errors_in_a_tight_loop_leave_its_health_known(make: Make) ->
         if started:
             bus.start()
         for number in range(1000):
-            assert bus._handle_message_processing_error(f"message-{number}", ValueError(f"bad {number}"), {}) is False
+            assert bus._handle_message_processing_error(f"message-{number}", ValueError(f"bad {number}"), {}) is True
         status = bus.get_health_status()
         assert (status["status"], status["messages_failed"], status["success_rate"]) == ("critical", 1000, 0.0)
         assert status["error_statistics"]["total_errors"] == 1000
         breakers = status["circuit_breaker_status"]
-        assert breakers["message_processing_error"] == breakers["recovery/message_processing_error"] == "open"
+        assert breakers["message_processing_error"] == "OPEN"
+        assert "recovery/message_processing_error" not in breakers, "no breaker twice"
+        assert all(state in ("CLOSED", "OPEN", "HALF_OPEN") for state in breakers.values())
         assert len(logged(bus)) == 1000
 
 

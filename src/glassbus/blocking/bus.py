@@ -17,10 +17,12 @@ from typing import Any, Self, TypeVar, overload
 from msgspec.structs import replace
 
 from glassbus.blocking.attempt import described
+from glassbus.blocking.breaker import CircuitBreaker
 from glassbus.blocking.feed import ErrorFeed
 from glassbus.blocking.handling import Handling
 from glassbus.blocking.loop import LoopThread
 from glassbus.blocking.manager import ErrorRecoveryManager
+from glassbus.blocking.reported import Reported
 from glassbus.blocking.settings import read
 from glassbus.blocking.views import BlockingBreakers, BlockingDeadLetters
 from glassbus.bus import Drained, MessageBus
@@ -28,11 +30,13 @@ from glassbus.errors import BusNotRunning, ConfigurationError, GlassbusError, Tr
 from glassbus.facts import current_delivery
 from glassbus.handler import Handler
 from glassbus.message import Outgoing, Priority, Receipt
+from glassbus.policy.breaker import BreakerState
 from glassbus.policy.ledger import Audit, Ledger
 from glassbus.record.errorlog import ErrorLogger
 from glassbus.record.fingerprint import FailureSites
 from glassbus.recovery.emergency import DEADLINE_S
 from glassbus.recovery.health import Health, HealthStatus, SuccessWindow, by_rate
+from glassbus.recovery.resting import NAME, PREFIX
 
 logger = logging.getLogger("glassbus")
 
@@ -77,8 +81,9 @@ class ProductionMessageBus(Handling):
         super().__init__(FailureSites(self._settings.rules, frozenset({__file__}), self._rule_failed))
         self.error_logger = ErrorLogger(**self._settings.log)
         self._feed = ErrorFeed(self.error_logger)
-        self.recovery_manager = ErrorRecoveryManager(self.config, state=self._state)
+        self.recovery_manager = ErrorRecoveryManager(self.config, state=self._state, keep=self._keep)
         self._make_core()
+        self._reported = Reported(self._core.settings.state_dir)
         self._loop = LoopThread(self._core.name)
         # The loop of a bus that nobody holds ends; at the end of the program it is still needed, to stop the bus.
         weakref.finalize(self, self._loop.close, 0.0).atexit = False
@@ -102,11 +107,13 @@ class ProductionMessageBus(Handling):
         """In the child: threads that held these locks are not there to release them."""
         self._changing = threading.RLock()
         self._feed.after_fork()
+        self._reported.after_fork()
         self._make_locks()
 
     def _make_core(self) -> None:
         self._core = MessageBus(**self._settings.bus)
         self._core.observe(self._feed)
+        self._feed.escalates = self._core.escalations.asked_by
         self._core.further_breakers = self.recovery_manager.breaker_views
 
     def __repr__(self) -> str:
@@ -126,8 +133,20 @@ class ProductionMessageBus(Handling):
                     self._renew()
                 self._loop.call(self._core.start)
                 _running.add(self)
+                self._reported.restore()
+                self._loop.call(self._catch_up, self._core)
                 self._loop.post(self._beat, self._core)
         return self
+
+    async def _catch_up(self, core: MessageBus) -> None:
+        """Escalate and keep what came while the bus did not run."""
+        self._escalate_held()
+        if NAME in core.queues():
+            try:
+                await core.resting.begin()  # a replay, or what a killed process left on its way
+            except TransportError:
+                return  # stated by the store; the next message kept begins it again
+        await self._reported.store(core)
 
     def _renew(self) -> None:
         """A bus starts once, so starting again takes a new one, with the same subscriptions."""
@@ -147,6 +166,9 @@ class ProductionMessageBus(Handling):
         _not_in_handler("stop")
         with self._changing:
             try:
+                if self._reported.waiting:
+                    with contextlib.suppress(TimeoutError):  # what is held stays so
+                        self._loop.call(self._reported.store, self._core, within_s=_STOP_GRACE_S)
                 self._loop.call(self._core.stop, within_s, within_s=within_s + _STOP_GRACE_S)
             except TimeoutError:
                 return False
@@ -333,13 +355,16 @@ class ProductionMessageBus(Handling):
             errors_recovered=recovered + self.errors_recovered,
             handling_failures=self.handling_failures,
             untold=self._loop.dropped + self._feed.dropped,
+            unsaved=self._reported.refused + self.recovery_manager.unsaved,
         )
         return self._metrics
 
     def _counted(self) -> tuple[int, int, int, int]:
         """What buses counted: messages handled, failed and published, and errors recovered."""
         health = self._core.health()
-        published = sum(tally.accepted for tally in self._core.publish_tallies())
+        # What it keeps itself was published by nobody.
+        programs = [t for t in self._core.publish_tallies() if not t.destination.startswith(PREFIX)]
+        published = sum(tally.accepted for tally in programs)
         now = (health.messages_processed, health.messages_failed, published, health.errors_recovered)
         handled, failed, published, recovered = (before + more for before, more in zip(self._before, now, strict=True))
         return handled, failed, published, recovered
@@ -366,13 +391,17 @@ class ProductionMessageBus(Handling):
             "errors_recovered": metrics["errors_recovered"],
             "active_connections": health.active_connections + len(self.connections),
             "active_queues": len(self.queues),
-            "circuit_breaker_status": {**health.circuit_breaker_status, **self._recovery_breakers()},
+            "circuit_breaker_status": self._breaker_states(health),
         }
 
-    def _recovery_breakers(self) -> dict[str, str]:
-        """By their category, as users know them."""
-        breakers = list(self.recovery_manager.circuit_breakers.items())
-        return {str(category): str(getattr(breaker, "state", "unknown")) for category, breaker in breakers}
+    def _breaker_states(self, health: Health) -> dict[str, str]:
+        """Each breaker once, those of recovering by their category; a state is equal to its name in any case."""
+        recovering = dict(self.recovery_manager.circuit_breakers)
+        ours = {one.name for one in recovering.values() if isinstance(one, CircuitBreaker)}
+        others = {name: state for name, state in health.circuit_breaker_status.items() if name not in ours}
+        for category, breaker in recovering.items():
+            others[str(category)] = getattr(breaker, "state", "unknown")
+        return {name: _breaker_state(state) for name, state in others.items()}
 
     def _status(self, health: Health, rate: float) -> HealthStatus:
         if not (self._core.running or self._core.stopped):
@@ -384,6 +413,8 @@ class ProductionMessageBus(Handling):
         if core.running:
             handled, failed, _, _ = self._counted()
             self._sample(handled, failed + self.messages_failed)
+            self._escalate_held()
+            self._store_held()
             asyncio.get_running_loop().call_later(_SAMPLE_EVERY_S, self._beat, core)
 
     def _sample(self, processed: int, failed: int) -> float:
@@ -404,7 +435,7 @@ class ProductionMessageBus(Handling):
         bus that never ran has nothing to stop.
         """
         if not self._loop.alive:
-            return True
+            return self._reported.save() or self._core.settings.state_dir is None
         text = reason if type(reason) is str else shown(reason)
         self._core.emergency.request(text)
         if current_delivery.get() is not None:
@@ -414,7 +445,29 @@ class ProductionMessageBus(Handling):
         except (WouldBlockLoop, TimeoutError):
             return False
         _running.discard(self)
+        self._reported.save()
         return True
+
+    def flush_facts(self, timeout: float = 5.0) -> bool:
+        """Wait until observers have been told of all that was reported so far; whether they have, in `timeout` seconds.
+
+        In the thread of a running loop nothing is waited for.
+        """
+        told = threading.Event()
+        if not self._loop.alive:
+            return True  # they were told at once
+        if self._loop.here or not self._loop.post(told.set):
+            return False
+        return told.wait(timeout)
+
+
+def _breaker_state(state: object) -> str:
+    """As a BreakerState, where it is one by its text in any case; else as text."""
+    text = str(getattr(state, "value", state))
+    try:
+        return BreakerState(text.lower())
+    except ValueError:
+        return text
 
 
 def _not_in_handler(what: str) -> None:

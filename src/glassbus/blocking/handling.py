@@ -6,7 +6,9 @@ raises nothing but KeyboardInterrupt on the main thread.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import logging
 import secrets
 import threading
 import time
@@ -14,23 +16,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, TypeGuard
 
+from msgspec.structs import replace
+
 from glassbus.blocking.attempt import from_keyboard, named
 from glassbus.blocking.loop import LoopThread
 from glassbus.blocking.manager import ErrorRecoveryManager
 from glassbus.blocking.own import Connections, Queues, Requeue
+from glassbus.blocking.reported import Reported, sealed
 from glassbus.bus import MessageBus
 from glassbus.classification import classify
 from glassbus.classification.verdicts import CORRUPT
-from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity, QueueFull, shown, type_name
+from glassbus.errors import (
+    ErrorCategory,
+    ErrorReport,
+    ErrorSeverity,
+    GlassbusError,
+    QueueFull,
+    shown,
+    type_name,
+)
 from glassbus.facts import ErrorReported, Fact
-from glassbus.message import Message
+from glassbus.message import Envelope, Message
+from glassbus.policy.escalation import RANK
 from glassbus.record.errorlog import ErrorLogger
 from glassbus.record.fingerprint import FailureSites
+from glassbus.record.plain import fingerprint_of, text
+
+logger = logging.getLogger("glassbus")
 
 #: From so many failures in a row on, a connection's next one is critical.
 _CONNECTION_CRITICAL_AFTER = 5
 _CONNECTIONS_MAX = 1000
 _CONTEXT_MAX = 32
+#: So many kinds of critical failures wait for the start to be escalated.
+_ESCALATIONS_MAX = 1000
+#: How long a caller waits for a message to be at rest, in seconds; then it is held in memory.
+_KEEP_S = 15.0
 _TEXT_CAP = 200
 _SCALARS = (str, int, float, bool)
 #: A report with one of these is of a damaged store.
@@ -52,12 +73,16 @@ class Handling(ABC):
     connections: dict[Any, Any]
     _core: MessageBus
     _loop: LoopThread
+    _reported: Reported
+    _storing: asyncio.Task[None] | None = None
 
     def __init__(self, sites: FailureSites) -> None:
         self._sites = sites
         self._ids = itertools.count(1)
         self._id_prefix = secrets.token_hex(4)
         self._failing: dict[str, int] = {}
+        #: What is to be escalated as soon as the bus runs, by fingerprint.
+        self._to_escalate: dict[str, ErrorReport] = {}
         #: Of the errors handled here: those recovered, those that left a message unhandled, and failures to handle one.
         self.errors_recovered = self.messages_failed = self.handling_failures = 0
         self._make_locks()
@@ -75,7 +100,8 @@ class Handling(ABC):
         """A handler failed on `message`. Whether the message is safe: given back, dead-lettered or scheduled.
 
         `context` may hold managers (see `ErrorRecoveryManager.attempt_recovery`). Without a `message_queue` there, a
-        message whose `topic` is known is published again, once the bus runs.
+        message whose `topic` is known is published again, once the bus runs. What nothing recovers is kept among the
+        bus's own dead letters, in the subscription `reported`; until it runs, in memory.
         """
         return self._handle(error, "handler", None, context, {"message": message})
 
@@ -89,7 +115,10 @@ class Handling(ABC):
         return self._handle(error, "endpoint", _connection_category, context, {"connection_id": connection_id})
 
     def _handle_queue_overflow(self, queue_name: Any, message: Any, context: Mapping[str, Any] | None = None) -> bool:
-        """A queue has no room for `message`. Whether something made room, slowed publishers or saved the message."""
+        """A queue has no room for `message`. Whether something made room, slowed publishers or saved the message.
+
+        It is kept as above where nothing else did.
+        """
         error = QueueFull(named(queue_name), 0, 0.0)
         return self._handle(error, "queue", None, context, {"queue_name": queue_name, "message": message})
 
@@ -125,17 +154,44 @@ class Handling(ABC):
         return _is_exception(error) and classify(error) == CORRUPT
 
     def _escalate_critical_error(self, report: Any) -> bool:
-        """Tell people of `report` now, as an escalation. Whether it is open; an unrecoverable one stops the bus too."""
+        """Tell people of `report` now, as an escalation. Whether that is under way.
+
+        An unrecoverable one stops the bus too. The bus calls it for critical errors that are handed to it. While it
+        does not run, the log is told at once (CRITICAL), and the escalation opens when it runs.
+        """
         try:
             if type(report) is not ErrorReport:
                 return False
+            if self._core.running:
+                self._core.escalations.escalate(report)
+            elif not self._hold_escalation(report):
+                return False
             report.escalated = True
-            self._core.escalations.escalate(report)
             if self._is_unrecoverable_error(report):
                 self._emergency_shutdown(f"{report.exception_type}: {report.message}")
         except BaseException as failed:  # noqa: BLE001 - handling an error never raises out of the bus
             return self._could_not_handle(failed)
         return True
+
+    def _hold_escalation(self, report: ErrorReport) -> bool:
+        """Tell the log, and keep it for the next start. Whether there is room."""
+        fingerprint = text(report.fingerprint, 100) or fingerprint_of(report)
+        with self._counting:
+            told = fingerprint in self._to_escalate
+            room = told or len(self._to_escalate) < _ESCALATIONS_MAX
+            if room:
+                self._to_escalate[fingerprint] = report
+        if not told:
+            what = f"{text(report.exception_type, 300)}: {text(report.message)}"
+            logger.critical("the bus does not run, so that only the log is told now: %s", what)
+        return room
+
+    def _escalate_held(self) -> None:
+        """The bus runs: open what waited for that. Any thread."""
+        with self._counting:
+            held, self._to_escalate = self._to_escalate, {}
+        for report in held.values():
+            self._core.escalations.escalate(report)
 
     @abstractmethod
     def _emergency_shutdown(self, reason: str = "asked for by the program") -> bool:
@@ -172,8 +228,43 @@ class Handling(ABC):
             given["serialized_data"] = managers["serialized_data"]
         if component == "endpoint":
             self._note_connection(connection, recovered)
+        kept = not recovered and about.get("message") is not None and self._keep(about["message"], report)
+        if report.severity is ErrorSeverity.CRITICAL and not report.escalated:
+            self._escalate_critical_error(report)
         self._record(report, recovered, "message" in about)
-        return recovered
+        return recovered or kept
+
+    def _keep(self, message: Any, report: Any) -> bool:
+        """Put `message` to rest with `report`. Whether it is at rest, or held in memory until it can be."""
+        if type(report) is not ErrorReport:
+            return False
+        # A dead letter as bad as this is told to people.
+        told = RANK[report.severity] >= RANK[self._core.escalations.config.minimum]
+        envelope = sealed(message, replace(report, escalated=report.escalated or told))
+        if len(envelope.body) > self._core.settings.payload_bytes_max:
+            self._reported.refuse()
+            return False
+        if not self._at_rest(envelope):
+            if not self._reported.hold(envelope):
+                return False
+            self._loop.post(self._store_held)
+        report.escalated = report.escalated or told
+        return True
+
+    def _at_rest(self, envelope: Envelope) -> bool:
+        """Whether the store has it now. Why not is stated where it failed."""
+        if not self._core.running:
+            return False
+        try:
+            self._loop.call(self._core.resting.keep, envelope, within_s=_KEEP_S)
+        except (GlassbusError, TimeoutError):
+            return False
+        return True
+
+    def _store_held(self) -> None:
+        """On the loop."""
+        if self._core.running and self._reported.waiting:
+            self._storing = self._reported.begin(self._core)
 
     def _record(self, report: ErrorReport, recovered: bool, of_message: bool) -> None:
         """Count it, write its line, and state it."""

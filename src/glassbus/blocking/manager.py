@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -16,6 +17,8 @@ from glassbus.blocking.timer import Timer
 from glassbus.errors import BreakerOpen, ConfigurationError, ErrorCategory, ErrorReport, shown
 from glassbus.facts import BreakerStateChanged, Fact, RecoveryConcluded, RecoveryStarted
 from glassbus.policy.breaker import Transition
+
+logger = logging.getLogger("glassbus")
 
 _C = ErrorCategory
 _DELAY_MAX_S = 30.0
@@ -59,14 +62,26 @@ class ErrorRecoveryManager:
     The managers that `attempt_recovery` finds in its context are called in the caller's thread, and a
     manager that hangs holds its caller up; only delayed retries run on threads of their own.
 
+    `unsaved` counts messages whose delayed retry failed and that no dead-letter queue took then: each is also told in
+    the log, as an ERROR, and its report says that it was not recovered. `keep` (message, report), if given, is
+    asked to take such a message first, and answers whether it did.
+
     Raises ConfigurationError for settings that cannot work.
     """
 
-    def __init__(self, config: Mapping[str, Any] | None = None, *, state: Callable[[Fact], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        state: Callable[[Fact], None] | None = None,
+        keep: Callable[[Any, Any], bool] | None = None,
+    ) -> None:
         self.config: Mapping[str, Any] = {} if config is None else config
         given = self.config if isinstance(self.config, Mapping) else {}
         self.retry_configs: dict[ErrorCategory, dict[str, float]] = _retry_configs(given.get("retry_configs"))
+        self.unsaved = 0
         self._state = state
+        self._keep = keep
         self.circuit_breakers: dict[ErrorCategory, CircuitBreaker] = {
             category: self._breaker(category, given.get("circuit_breaker")) for category in ErrorCategory
         }
@@ -179,9 +194,27 @@ class ErrorRecoveryManager:
                 outcome = Outcome(True, "delayed_retry")
             else:
                 outcome = dead_letter(attempt, answer.error or "the queue did not take it back")
+            if not outcome.ok:
+                self._unsaved(attempt, message, answer.error, outcome.error)
             self._ended_later(attempt, outcome, started)
 
         return self._timer.schedule(delay_s, give_back)
+
+    def _unsaved(self, attempt: Attempt, message: Any, *why: str) -> None:
+        """What was promised to the caller did not come true: somebody must be told."""
+        if self._keep is not None:
+            try:
+                if self._keep(message, attempt.report):
+                    return
+            except Exception as error:  # noqa: BLE001 - whatever it is made of, it has not taken the message
+                why = (*why, described(error))
+        with self._lock:
+            self.unsaved += 1
+        logger.error(
+            "a message could neither be tried again nor dead-lettered, and is lost unless the program has it (%s): %s",
+            _error(attempt),
+            "; ".join(dict.fromkeys(one for one in why if one)),
+        )
 
     def reconnect(self, attempt: Attempt, connection_id: Any, /) -> None:
         """Try again after a while, until it works or the retries are spent; once at a time for one connection."""
@@ -283,6 +316,7 @@ class ErrorRecoveryManager:
                     outcome="refused" if refused else "succeeded" if outcome.ok else "failed",
                     duration_s=time.monotonic() - started,
                     error=outcome.error,
+                    reported=True,
                 )
             )
 

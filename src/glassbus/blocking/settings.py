@@ -12,7 +12,9 @@ import msgspec
 from glassbus.bus import MessageBus
 from glassbus.classification import Rule
 from glassbus.errors import ConfigurationError, shown
+from glassbus.handler import Handler
 from glassbus.policy.retry import Retry
+from glassbus.subscription import make_subscription
 
 logger = logging.getLogger("glassbus")
 
@@ -79,4 +81,13 @@ def _subscription(config: Mapping[str, Any]) -> dict[str, Any]:
         if "retry" in config:
             raise ConfigurationError("give max_retries or retry, not both")
         options["retry"] = Retry(max_attempts=retries + 1)
+    _check(options)
     return options
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """What is wrong with the defaults is said here, and not at the first `subscribe`. Raises ConfigurationError."""
+    parameters = inspect.signature(make_subscription).parameters
+    given: dict[str, Any] = {name: None for name in parameters if name not in ("handler", "pattern")}
+    given.update({"name": "any", "timeout": 30.0, "concurrency": 1, "capacity": 1, "strict_key": False}, **options)
+    make_subscription(Handler(lambda message: None), "any", **given)

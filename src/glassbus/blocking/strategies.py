@@ -64,15 +64,16 @@ def dead_letter(attempt: Attempt, why: str = "") -> Outcome:
     return Outcome(False, "dead_letter", answer.error or why or "there is no dead_letter_queue that took it")
 
 
-def redeliver(attempt: Attempt, later: Later, why: str = "") -> Outcome:
-    """Try the message again, else dead-letter it."""
+def redeliver(attempt: Attempt, later: Later, why: str = "", *, counted: bool = False) -> Outcome:
+    """Try the message again, else dead-letter it. `counted`: this try is in the report's count already."""
     message = message_of(attempt)
-    if message is None or spent(attempt, later):
+    before = attempt.retry_count - counted
+    if message is None or before >= later.retries(attempt.category):
         return dead_letter(attempt, why or "no retries are left")
     if not attempt.has("message_queue", "requeue_message"):
         return dead_letter(attempt, why or "there is no message_queue to try it again with")
-    delay_s = later.backoff_s(attempt.category, attempt.retry_count)
-    attempt.mark(retry_count=attempt.retry_count + 1)
+    delay_s = later.backoff_s(attempt.category, before)
+    attempt.mark(retry_count=before + 1)
     # Without a dead-letter queue a requeue that fails later would lose the message: then it is made now.
     caught = delay_s > 0 and attempt.has("dead_letter_queue", "add_message")
     if caught and later.requeue(attempt, message, delay_s):
@@ -95,7 +96,9 @@ def connection(attempt: Attempt, later: Later) -> Outcome:
     if not spent(attempt, later):
         later.reconnect(attempt, connection_id)
     why = answer.error or f"{named(connection_id)} could not be reconnected"
-    return Outcome(False, "reconnect", why) if message_of(attempt) is None else redeliver(attempt, later, why)
+    if message_of(attempt) is None:
+        return Outcome(False, "reconnect", why)
+    return redeliver(attempt, later, why, counted=True)
 
 
 def processing(attempt: Attempt, later: Later) -> Outcome:

@@ -24,7 +24,11 @@ from glassbus.errors import ConfigurationError
 
 
 class BreakerState(StrEnum):
-    """Where a breaker stands. Compares equal to its name in any case (`'CLOSED'`)."""
+    """Where a breaker stands. Compares equal to its name in any case (`'CLOSED'`).
+
+    It hashes as the text in lower case, so a dict or set whose keys are upper-case names does not find it:
+    look its `name` up there (`{'OPEN': 1}[state.name]`).
+    """
 
     CLOSED = "closed"
     OPEN = "open"

@@ -1,6 +1,7 @@
 """Which topic patterns match which topics.
 
-`*` stands for exactly one part, a last `>` for one or more parts.
+`*` stands for exactly one part, a last `>` for one or more parts. What the bus publishes for itself, below
+`glassbus.`, is not meant by a pattern that begins with either.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
             parts.append(r"[^.]+(?:\.[^.]+)*")
         else:
             parts.append(re.escape(part))
-    return re.compile(r"\.".join(parts))
+    for_all = pattern.startswith(("*", ">"))
+    return re.compile((r"(?!glassbus\.)" if for_all else "") + r"\.".join(parts))
 
 
 def matches(pattern: str, topic: str) -> bool:

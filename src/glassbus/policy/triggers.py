@@ -80,7 +80,7 @@ TRIGGERS: tuple[Trigger, ...] = (
     ),
     Trigger(
         f.ErrorReported,
-        lambda fact: fact.report.severity is _CRITICAL,
+        lambda fact: fact.report.severity is _CRITICAL and not fact.report.escalated,  # else it is already
         "CriticalFailure",
         _CRITICAL,
         lambda fact: fingerprint_of(fact.report),
@@ -270,7 +270,8 @@ class Triggers:
 
 def of_report(report: ErrorReport) -> Alarm:
     """What a program asks to have escalated by itself."""
-    return Alarm(fingerprint_of(report), "Reported", report.severity, capped(_text(report)))
+    name = "CriticalFailure" if report.severity is _CRITICAL else "Reported"
+    return Alarm(fingerprint_of(report), name, report.severity, capped(_text(report)))
 
 
 def fingerprint_of(report: ErrorReport) -> str:

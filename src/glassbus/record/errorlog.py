@@ -74,6 +74,9 @@ class ErrorLogger:
         self.metrics_file = self.log_dir / METRICS_NAME
         self.error_history: deque[ErrorReport] = deque(maxlen=_HISTORY_MAX)
         self.error_counts: Counter[str] = Counter()
+        #: Which of `error_history` have their outcome counted when it is known, and those counts.
+        self._outcome_follows: deque[bool] = deque(maxlen=_HISTORY_MAX)
+        self._recoveries: Counter[bool] = Counter()
         self.failures = 0
         self.lost = 0
         self.statistics = ErrorStatistics(wall())
@@ -91,12 +94,13 @@ class ErrorLogger:
         self._wake = threading.Event()
         _live.add(self)
 
-    def log_error(self, report: ErrorReport) -> bool:
+    def log_error(self, report: ErrorReport, *, outcome_follows: bool = False) -> bool:
         """Record `report`. True: its line is in the file. False: the disk did not take it.
 
         Then it is in memory, counted in `failures`, and written when the disk takes lines again (the newest 1,000
-        of them). A report without a fingerprint is given one. Raises TypeError for what is no ErrorReport, and
-        nothing else.
+        of them). A report without a fingerprint is given one. With `outcome_follows` its recovery has begun, and how
+        it ends is told to `recovery_ended`: its line cannot say that yet. Raises TypeError for what is no ErrorReport,
+        and nothing else.
         """
         if not isinstance(report, ErrorReport):
             raise TypeError(f"log_error takes an ErrorReport, not {described(report)}")
@@ -110,6 +114,7 @@ class ErrorLogger:
         self.statistics.report(kept, min(kept.timestamp, now), subscription if isinstance(subscription, str) else "")
         with self._lock:
             self.error_history.append(kept)
+            self._outcome_follows.append(outcome_follows)
             self.error_counts[bounded(self.error_counts, str(kept.category))] += 1
             self._changed = True
             written = self._write(line)
@@ -119,21 +124,37 @@ class ErrorLogger:
             self._write_metrics()
         return written
 
+    def recovery_ended(self, report: ErrorReport | None, succeeded: bool) -> None:
+        """A recovery has ended, of a report that was logged with `outcome_follows`: counted, and marked there.
+
+        None is one that an earlier run, or another process, began.
+        """
+        if report is not None:
+            report.recovery_attempted, report.recovery_successful = True, succeeded
+        with self._lock:
+            self._recoveries[succeeded] += 1
+            self._changed = True
+            if self._keeper is None:
+                self._start_keeper()
+
     def get_error_statistics(self) -> dict[str, Any]:
         """Counts of what this logger was given.
 
         Among others `total_errors, recent_errors_1h, categories, severity_distribution, error_rate_1h` (errors
-        a second) and `recovery_success_rate`: of the reports in `error_history` whose recovery was attempted, those
-        where it succeeded; 1.0 when there are none.
+        a second) and `recovery_success_rate`: of the recoveries told to `recovery_ended`, and of the reports in
+        `error_history` that say themselves how theirs went, those that succeeded; 1.0 when there are none.
         """
         with self._lock:
-            history = list(self.error_history)
+            told = list(zip(self.error_history, self._outcome_follows, strict=False))
+            succeeded, failed = self._recoveries[True], self._recoveries[False]
             files = {"write_failures": self.failures, "lost": self.lost}
-        attempted = [report for report in history if report.recovery_attempted]
-        succeeded = sum(bool(report.recovery_successful) for report in attempted)
+        for report, outcome_follows in told:
+            if report.recovery_attempted and not outcome_follows:
+                succeeded += bool(report.recovery_successful)
+                failed += not report.recovery_successful
         counted = self.statistics.snapshot(self._wall())
-        counted["recovery_success_rate"] = succeeded / len(attempted) if attempted else 1.0
-        counted["recoveries"] = {"succeeded": succeeded, "failed": len(attempted) - succeeded}
+        counted["recovery_success_rate"] = succeeded / (succeeded + failed) if succeeded + failed else 1.0
+        counted["recoveries"] = {"succeeded": succeeded, "failed": failed}
         return {**counted, **files}
 
     def flush(self) -> bool:

@@ -116,7 +116,7 @@ def _of_recovery(fact: f.Fact) -> Failure | None:
         case f.CredentialsRefreshed(succeeded=False):
             kind = (ErrorCategory.AUTHENTICATION_ERROR, ErrorSeverity.HIGH)
             return _plain("endpoint", *kind, "", "credentials_refresh", fact.error)
-        case f.RecoveryConcluded(outcome="failed"):
+        case f.RecoveryConcluded(outcome="failed", reported=False):
             told = f"{fact.action} of {fact.target}: {fact.error}"
             return _plain(fact.component, fact.category, ErrorSeverity.HIGH, "", fact.action, told)
         case f.IntakePaused():

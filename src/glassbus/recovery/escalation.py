@@ -146,6 +146,10 @@ class Escalations(Observer):
         report.escalated = True
         self._take(of_report(report))
 
+    def asked_by(self, fact: Fact) -> bool:
+        """Whether somebody is told of `fact`. Any thread."""
+        return bool(self._triggers.alarms(fact))
+
     def _take(self, one: Alarm | tuple[str, str]) -> None:
         if len(self._waiting) >= _WAITING_MAX:
             self.overflowed += 1

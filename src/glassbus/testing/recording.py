@@ -50,13 +50,22 @@ class _Bus(Protocol):
     def hub(self) -> Hub: ...
 
 
+class _OnAnotherThread(Protocol):
+    """A bus that runs on a thread of its own, where its observers are told."""
+
+    @property
+    def core(self) -> _Bus: ...
+    def flush_facts(self, timeout: float = 5.0) -> bool: ...
+
+
 @contextmanager
 def expect_facts(
-    source: RecordingObserver | Hub | _Bus, *kinds: FactType, exactly: bool = False
+    source: RecordingObserver | Hub | _Bus | _OnAnotherThread, *kinds: FactType, exactly: bool = False
 ) -> Iterator[RecordingObserver]:
-    """Assert that the block makes `source` (a bus, its hub, or a recorder) state facts of these types.
+    """Assert that the block makes `source` (a bus of either kind, its hub, or a recorder) state facts of these types.
 
-    Yields what is stated meanwhile.
+    Yields what is stated meanwhile; of a `ProductionMessageBus` also what was reported in the block and is told
+    a moment later.
 
     A type named twice must be stated at least twice. `exactly`: these, in this order, and
     no others. What the block raises goes through unchanged.
@@ -68,10 +77,14 @@ def expect_facts(
         for fact in source.facts[before:]:
             seen.on_fact(fact)
     else:
-        hub = source if isinstance(source, Hub) else source.hub
+        flush_facts = getattr(source, "flush_facts", None)
+        core = source.core if hasattr(source, "core") else source
+        hub = core if isinstance(core, Hub) else core.hub
         hub.add(seen)
         try:
             yield seen
+            if flush_facts is not None:
+                flush_facts()
         finally:
             hub.remove(seen)
     stated = seen.names()
