@@ -31,6 +31,8 @@ RESERVED_HEADERS = ("glassbus-", "nats-", "x-death")
 #: First tokens that brokers and the bus keep for themselves.
 RESERVED_TOPICS = frozenset({"glassbus", "amq", "_INBOX"})
 
+_SECRET = frozenset({"payload", "headers", "key"})
+
 _PART = r"[A-Za-z0-9_\-]+"
 _TOPIC = re.compile(rf"{_PART}(?:\.{_PART})*")
 _PATTERN = re.compile(rf"(?:{_PART}|\*)(?:\.(?:{_PART}|\*))*(?:\.>)?|>")
@@ -58,8 +60,18 @@ class Level(StrEnum):
     QUORUM = "quorum"
 
 
-class Message(msgspec.Struct, Generic[Payload], frozen=True):
-    """One message as a handler sees it.
+class _Discreet(msgspec.Struct, frozen=True):
+    """Payload, headers and key may hold secrets: no repr takes them into a log, or to a tool that shows locals."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in _SECRET]
+
+
+class Message(_Discreet, Generic[Payload], frozen=True):
+    """One message as a handler sees it. Its repr shows neither payload nor headers nor key.
 
     `published_at` is wall time in seconds. The payload was decoded for this
     attempt alone, so changing it affects nobody else.
@@ -88,7 +100,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     duplicate: bool = False
 
 
-class Outgoing(msgspec.Struct, frozen=True):
+class Outgoing(_Discreet, frozen=True):
     """One message for `publish_many`, with the options of `publish`."""
 
     topic: str
@@ -122,8 +134,10 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     remember: bool = False
 
     def __repr__(self) -> str:
-        # Payload and headers may hold secrets: they never reach a log by way of a repr.
         return f"Envelope(id={self.id!r}, topic={self.topic!r}, bytes={len(self.body)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("id", self.id), ("topic", self.topic), ("bytes", len(self.body))]
 
 
 def _plain(value: object) -> str | None:

@@ -74,3 +74,10 @@ def test_what_it_takes_out_is_not_cut_in_two(own_redaction: Any) -> None:
 def test_a_redaction_that_fails_shows_nothing(own_redaction: Any, also: Any, told: str) -> None:
     own_redaction(also)
     assert safe_text(ValueError("secret")) == told
+
+
+@pytest.mark.parametrize("letters", [900, 1100, 5000])
+def test_a_password_longer_than_all_that_is_read_does_not_show_either(letters: int) -> None:
+    text = f"at https://user:{'CANARY' * letters}@bank.example"
+    assert safe_text(ValueError(text), 300) in ("at https://***@bank.example", "at https://")
+    assert "CANARY" not in shown(text)

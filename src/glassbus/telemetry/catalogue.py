@@ -43,6 +43,7 @@ COMPONENT_RECOVERIES = (
     ("queue", "queue_overflow", "expand"),
     ("resources", "resource_exhaustion", "shed"),
     ("configuration", "configuration_error", "reload"),
+    ("configuration", "configuration_error", "last_known_good"),
 )
 #: (category, severity) that the built-in rules can yield: at 0 from the start.
 PAIRS = tuple(sorted((c.value, s.value) for c, s in CLASSIFICATIONS))
