@@ -220,7 +220,9 @@ class MessageBus:
         self.emergency = Emergency(_Stopping(self), self.settings, self.hub, self.clock)
         self.emergency.last.append(self._end_journal)
         #: For messages of errors that a program hands over, with what nothing recovered.
-        self.resting = Resting(lambda: self._transport, self._publish_sealed, self._in_background, self.hub, self.clock)
+        self.resting = Resting(
+            lambda: self._transport, self._publish_sealed, self._in_background, self._learn, self.hub, self.clock
+        )
         self._starting: asyncio.Task[Any] | None = None
         #: A command's bus: it takes over neither escalations nor what an emergency left, for it is soon gone.
         self.looks_only = False

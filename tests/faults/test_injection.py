@@ -427,7 +427,8 @@ def test_a_subscription_that_comes_and_goes_meanwhile_is_wired_as_any_other() ->
 
 
 def test_the_blocking_bus_takes_faults_from_its_callers_thread(tmp_path: Any) -> None:
-    bus = ProductionMessageBus({"log_dir": str(tmp_path), "telemetry": False, "retry": Retry(max_attempts=5, base_delay=0.0)})
+    retry = Retry(max_attempts=5, base_delay=0.0)
+    bus = ProductionMessageBus({"log_dir": str(tmp_path), "telemetry": False, "retry": retry})
     runs: list[int] = []
     try:
         bus.subscribe("a", lambda message: runs.append(1), name="a")

@@ -55,6 +55,13 @@ def test_the_destination_is_declared_and_the_most_exact(topic: str, patterns: li
         assert found == OTHER
 
 
+@given(TOPIC)
+def test_what_the_bus_keeps_for_itself_is_in_no_pattern_for_all(topic: str) -> None:
+    assert not any(matches(pattern, f"glassbus.{topic}") for pattern in (">", "*.>", "*." + topic))
+    assert matches("glassbus.>", f"glassbus.{topic}")
+    assert matches(">", f"glassbus-{topic}")
+
+
 @given(PATTERN)
 def test_a_pattern_is_exact_only_without_wildcards(pattern: str) -> None:
     assert is_exact(pattern) is not any(part in ("*", ">") for part in pattern.split("."))

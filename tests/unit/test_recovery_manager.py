@@ -239,7 +239,7 @@ def test_a_delayed_requeue_that_fails_goes_to_the_dead_letter_queue_it_was_given
     assert dead.asked == [("add_message", "m", failed)]
 
 
-def test_what_fails_later_everywhere_is_marked_and_counted() -> None:
+def test_what_fails_later_everywhere_is_marked_counted_and_told(caplog: pytest.LogCaptureFixture) -> None:
     queue, dead = Manager(requeue_message=ValueError("gone")), Manager(add_message=SystemExit())
     context = {"message_queue": queue, "dead_letter_queue": dead, "message": "m"}
     recovers, failed = quick(), report(C.MESSAGE_PROCESSING_ERROR, 1)
@@ -247,6 +247,21 @@ def test_what_fails_later_everywhere_is_marked_and_counted() -> None:
     assert recovers.close()
     assert failed.recovery_successful is False
     assert recovers.circuit_breakers[C.MESSAGE_PROCESSING_ERROR].failure_count == 1
+    assert recovers.unsaved == 1
+    (told,) = [record for record in caplog.records if record.name == "glassbus"]
+    assert told.levelname == "ERROR"
+    assert "ValueError: gone" in told.getMessage()
+    assert "SystemExit" in told.getMessage()
+
+
+def test_one_failure_of_a_connection_costs_its_message_one_retry() -> None:
+    queue = Manager(requeue_message=None)
+    failed = report(C.CONNECTION_ERROR)
+    context = {"connection_manager": Manager(reconnect=[False, True]), "message_queue": queue, "connection_id": "c"}
+    recovers = ErrorRecoveryManager({})
+    assert recovers.attempt_recovery(failed, {**context, "message": "m"}) is True
+    assert (failed.retry_count, queue.asked) == (1, [("requeue_message", "m")])
+    assert recovers.close()
 
 
 def test_it_sleeps_in_nobodys_thread(monkeypatch: pytest.MonkeyPatch) -> None:

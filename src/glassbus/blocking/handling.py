@@ -228,9 +228,9 @@ class Handling(ABC):
             given["serialized_data"] = managers["serialized_data"]
         if component == "endpoint":
             self._note_connection(connection, recovered)
-        kept = not recovered and about.get("message") is not None and self._keep(about["message"], report)
-        if report.severity is ErrorSeverity.CRITICAL and not report.escalated:
+        if report.severity is ErrorSeverity.CRITICAL:
             self._escalate_critical_error(report)
+        kept = not recovered and about.get("message") is not None and self._keep(about["message"], report)
         self._record(report, recovered, "message" in about)
         return recovered or kept
 

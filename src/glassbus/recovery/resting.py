@@ -65,12 +65,14 @@ class Resting:
         transport: Callable[[], Transport],
         publish: Callable[[Envelope], Awaitable[Stored]],
         in_background: Callable[[str, Coroutine[Any, Any, None]], asyncio.Task[None]],
+        declared: Callable[[], None],
         hub: Hub,
         clock: Clock,
     ) -> None:
         self._transport = transport
         self._publish = publish
         self._in_background = in_background
+        self._declared = declared
         self._hub = hub
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
@@ -94,9 +96,14 @@ class Resting:
     async def begin(self) -> None:
         """Take what is there for it, from now on until the bus stops. Raises TransportError."""
         async with self._beginning:
-            if self._task is None or self._task.done():
-                await self._transport().declare(SubscriptionSpec(NAME, PREFIX + ">", _CAPACITY), consume=True)
-                self._task = self._in_background("reported", self._take(self._transport()))
+            transport = self._transport()
+            if self._task is not None and not self._task.done():
+                if NAME in transport.queues():
+                    return
+                self._task.cancel()  # it was forgotten: what is claimed there now never comes
+            await transport.declare(SubscriptionSpec(NAME, PREFIX + ">", _CAPACITY), consume=True)
+            self._declared()
+            self._task = self._in_background("reported", self._take(transport))
 
     async def _take(self, transport: Transport) -> None:
         while True:
