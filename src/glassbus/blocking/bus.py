@@ -164,6 +164,7 @@ class ProductionMessageBus(Handling):
         if not self._loop.alive:
             return True
         _not_in_handler("stop")
+        self._loop.check("stop")
         with self._changing:
             try:
                 if self._reported.waiting:
