@@ -150,10 +150,9 @@ class Place:
                 wanted = [msgspec.json.decode(line, type=Order) for line in sealed.read(path)]
                 path.unlink()
                 found += wanted
-            except FileNotFoundError:
-                continue
             except (OSError, ValueError, msgspec.MsgspecError) as error:
-                self._put_aside(path, error)
+                if not isinstance(error, FileNotFoundError):  # then its writer has taken it back
+                    self._put_aside(path, error)
         return found
 
     def _put_aside(self, path: Path, error: Exception) -> None:

@@ -152,8 +152,10 @@ class SpanQueue(SpanProcessor):
                 self._changed.notify_all()
                 if self._leaving:
                     break
-        with contextlib.suppress(BaseException):  # nobody is left to be told, and it has nothing of ours any more
+        try:
             self._exporter.shutdown()
+        except BaseException as error:  # noqa: BLE001 - it has nothing of ours any more, and this thread ends
+            _log.warning("the exporter of queue %r raised %s at its end", self.name, type(error).__name__)
         with self._changed:
             self._thread = None
             self._changed.notify_all()

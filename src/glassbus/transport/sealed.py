@@ -6,6 +6,7 @@ A damaged one is moved aside, and nothing of it is used.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -126,18 +127,21 @@ def sweep(folder: Path, prefix: str = "") -> None:
     for path in sorted(folder.glob("*.tmp")):
         if not path.name.startswith(prefix):
             continue
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            continue  # renamed meanwhile, or none of ours
-        try:
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # What was renamed meanwhile, is no file, or belongs to a writer that lives (BlockingIOError) stays.
+        with contextlib.suppress(OSError), contextlib.closing(_Opened(path)) as opened:
+            if stat.S_ISREG(os.fstat(opened.descriptor).st_mode):
+                fcntl.flock(opened.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink(missing_ok=True)
-        except BlockingIOError:
-            continue  # its writer lives
-        finally:
-            os.close(descriptor)
+
+
+class _Opened:
+    """A descriptor that `closing` closes. Raises OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
 
 
 def move_aside(path: Path) -> Path:

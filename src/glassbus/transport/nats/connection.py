@@ -118,7 +118,7 @@ class Link:
         # A client that is refused while it connects may leave its socket open, or close it in a task of its own.
         socket = getattr(self._client, "_transport", None)
         if socket is not None:
-            with contextlib.suppress(OSError, TimeoutError):
+            with contextlib.suppress(OSError, TimeoutError):  # as above
                 async with asyncio.timeout(1.0):
                     socket.close()
                     await socket.wait_closed()
@@ -208,7 +208,7 @@ class Link:
 
     async def send(self, subject: str, payload: bytes = b"") -> None:
         """Send without waiting. A broken connection is told elsewhere."""
-        with contextlib.suppress(nats_errors.Error, OSError):
+        with contextlib.suppress(nats_errors.Error, OSError):  # the one who reads the connection says so
             await self._client.publish(subject, payload)
 
     async def subscribe(self, on_message: Callable[[Msg], Awaitable[None]]) -> tuple[str, Any]:
