@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
 from glassbus import JournalSettings, KillSwitch, Message, MessageBus, PublishRejected, Retry
+from glassbus.observer import Hub
 from glassbus.telemetry import configure, exposition
 from glassbus.telemetry.governor import LABEL_VALUES_MAX, OTHER, FloodBudget, LabelCap
 from glassbus.telemetry.metrics import collector_of
@@ -33,7 +34,7 @@ PAD = "x" * 200
 #: What is the rest of the program's, wherever it is reached from.
 _SHARED = (
     type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType, threading.Thread,
-    MessageBus, VirtualClock, Queue,
+    MessageBus, VirtualClock, Queue, Hub,
 )  # fmt: skip
 
 
@@ -89,7 +90,12 @@ def test_topics_ids_and_keys_of_strangers_take_less_than_a_megabyte(telemetry: A
     async def scenario(clock: VirtualClock) -> int:
         bus = MessageBus(clock=clock, registry=registry, journal=JournalSettings(entries=10))
 
-        @bus.subscribe("in.>", name="charge", retry=Retry(max_attempts=3), kill_switch=KillSwitch(enabled=False))
+        @bus.subscribe(
+            "in.>",
+            name="charge",
+            retry=Retry(max_attempts=3, budget_per_second=1e6),
+            kill_switch=KillSwitch(enabled=False),
+        )
         async def charge(message: Message[Any]) -> None:
             if failing:
                 raise ValueError(message.topic)

@@ -1,0 +1,129 @@
+"""What telemetry and error handling say of their own cost is what they cost: checked where the cost is known."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from glassbus import ErrorCategory, ErrorSeverity, KillSwitch, Message, MessageBus, Retry
+from glassbus.telemetry import configure, exposition, observe
+from tests.telemetry.test_governor import size_of
+
+FAILURES = 60
+SPENT_S = 0.002
+
+
+def burn(seconds: float = SPENT_S) -> None:
+    """Take CPU time."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
+
+
+async def fail(bus: MessageBus, failures: int = FAILURES, payload: str = "") -> None:
+    @bus.subscribe("orders", name="charge", retry=Retry(max_attempts=1), kill_switch=KillSwitch(enabled=False))
+    async def charge(message: Message[Any]) -> None:
+        raise ValueError(message.payload)
+
+    async with bus:
+        for number in range(failures):
+            await bus.publish("orders", f"{payload}{number}")
+        await bus.drain()
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    found = registry.get_sample_value(f"glassbus_{name}", {"bus": "default", **labels})
+    assert found is not None, name
+    return found
+
+
+def test_time_that_showing_facts_and_making_spans_takes_is_told(no_global_provider: None) -> None:
+    """A redaction that takes 2 ms is run for each failure, where its spans are made: on the exporter's thread."""
+    registry = CollectorRegistry()
+
+    def slow(text: str) -> str:
+        burn()
+        return text
+
+    with configure(exporter=InMemorySpanExporter()) as telemetry:
+        bus = MessageBus(telemetry=False)
+        bus.observe(observe(bus, registry=registry, redact=slow))
+        began = time.perf_counter()
+        asyncio.run(fail(bus))
+        facts = value(registry, "telemetry_seconds_total", signal="facts")
+        assert 0 < facts < time.perf_counter() - began
+        assert telemetry.flush(20.0)
+        assert value(registry, "telemetry_seconds_total", signal="export") >= FAILURES * SPENT_S
+        assert value(registry, "telemetry_seconds_total", signal="export") < 20.0
+
+
+def test_time_of_attempts_that_go_well_and_are_sampled_is_told(no_global_provider: None) -> None:
+    registry = CollectorRegistry()
+    with configure(exporter=InMemorySpanExporter()):
+        bus = MessageBus(registry=registry)
+        bus.subscribe("orders", name="charge")(lambda message: None)
+
+        async def main() -> float:
+            async with bus:
+                await bus.publish("orders")
+                await bus.drain()
+                return value(registry, "telemetry_seconds_total", signal="facts")
+
+        assert asyncio.run(main()) > 0
+
+
+def test_time_of_scrapes_is_told() -> None:
+    registry = CollectorRegistry()
+    bus = MessageBus(registry=registry)
+    exposition(registry)
+    first = value(registry, "telemetry_seconds_total", signal="scrape")
+    for _ in range(10):
+        exposition(registry)
+    assert value(registry, "telemetry_seconds_total", signal="scrape") > first > 0
+    assert bus.name
+
+
+def test_time_of_handling_errors_is_told() -> None:
+    """A rule that takes 2 ms is asked about each failure, once."""
+    registry = CollectorRegistry()
+
+    def slow(error: BaseException) -> Any:
+        burn()
+        return (ErrorCategory.MESSAGE_PROCESSING_ERROR, ErrorSeverity.MEDIUM)
+
+    async def main() -> None:
+        bus = MessageBus(registry=registry, rules=[slow])
+        began = time.perf_counter()
+        await fail(bus)
+        took = time.perf_counter() - began
+        labels = {"category": "message_processing_error"}
+        assert value(registry, "error_handling_seconds_count", **labels) == FAILURES
+        assert FAILURES * SPENT_S <= value(registry, "error_handling_seconds_sum", **labels) <= took
+
+    logging.getLogger("glassbus").setLevel(logging.CRITICAL)
+    try:
+        asyncio.run(main())
+    finally:
+        logging.getLogger("glassbus").setLevel(logging.NOTSET)
+
+
+@pytest.mark.parametrize("failures", [200, 3000])
+def test_memory_of_error_records_is_told(failures: int) -> None:
+    """Within a factor of two of what a walk over all of it finds."""
+    registry = CollectorRegistry()
+
+    async def main() -> None:
+        bus = MessageBus(registry=registry)
+        said, took = bus.error_memory_bytes(), size_of(bus.journal, bus._sites)
+        await fail(bus, failures, "x" * 300)
+        said, took = bus.error_memory_bytes() - said, size_of(bus.journal, bus._sites) - took
+        assert took / 2 < said < took * 2, (said, took)
+        assert value(registry, "error_memory_bytes") >= said
+
+    asyncio.run(main())
