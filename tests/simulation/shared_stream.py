@@ -49,7 +49,7 @@ asyncio.run(main())
 
 
 class Life(msgspec.Struct):
-    """What one life came to. `runs`: handlers that came to their end, more than `messages` where one was killed then."""
+    """What one life came to. `runs` are handlers that ended well, more than `messages` where one was killed then."""
 
     messages: int
     runs: int
