@@ -49,7 +49,7 @@ async def running(
     handler: Callable[..., Any], url: str = "memory://", *, telemetry: bool, **options: Any
 ) -> AsyncIterator[tuple[MessageBus, Nowhere]]:
     """A started bus with one subscription. Telemetry as a service would have it: 1 % of traces, a batch processor."""
-    _no_lines()
+    no_lines()
     exporter = Nowhere()
     provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(SAMPLED)))
     provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=100_000))
@@ -65,7 +65,7 @@ async def running(
         provider.shutdown()
 
 
-def _no_lines() -> None:
+def no_lines() -> None:
     """The log observer works as always, but what it writes goes nowhere."""
     logger = logging.getLogger("glassbus")
     logger.propagate = False
@@ -83,7 +83,7 @@ def _scraped(registry: CollectorRegistry, bus: MessageBus) -> None:
         raise Wrong(f"a scrape shows {shown} messages handled, the ledger {handled}")
 
 
-def _balanced(bus: MessageBus, handled: int) -> None:
+def balanced(bus: MessageBus, handled: int) -> None:
     """Raises Wrong unless the ledger says that `handled` deliveries were handled, and nothing is unaccounted."""
     ledger = bus.ledger()
     if ledger.total.handled != handled or ledger.unaccounted:
@@ -113,7 +113,7 @@ async def _throughput(total: int, telemetry: bool, many: int) -> Sample:
 
         sample = await bursts(total, tally, send_many if many else send)
         await bus.drain()
-        _balanced(bus, total)
+        balanced(bus, total)
     return sample
 
 
@@ -138,7 +138,7 @@ async def _one_in_flight(total: int, telemetry: bool) -> Sample:
             await bus.publish(TOPIC, PAYLOAD)
             await answered.wait()
         await bus.drain()
-        _balanced(bus, total)
+        balanced(bus, total)
     return latency(taken)
 
 
@@ -207,7 +207,7 @@ def overhead(run: Run, *, telemetry: bool) -> Sample:
             with Stopwatch() as watch:
                 await bursts(count, tally, send)
             await bus.drain()
-            _balanced(bus, count)
+            balanced(bus, count)
         return _per_message(watch, count)
 
     return asyncio.run(main())
@@ -263,7 +263,7 @@ async def _attempts(total: int, failures: int, telemetry: bool) -> tuple[Stopwat
         with Stopwatch() as watch:
             await bursts(total, tally, send)
             await bus.drain()
-        _balanced(bus, total)
+        balanced(bus, total)
     if len(after_failure) != failures:
         raise Wrong(f"{len(after_failure)} retries for {failures} failures")
     if telemetry and exporter.seen["error"] != failures:
@@ -300,7 +300,7 @@ async def _durable(run: Run, total: int, publishers: int, concurrency: int, tele
                 await asyncio.gather(*(publish(bus, total // publishers) for _ in range(publishers)))
                 await bus.drain()
             tally.check(total)
-            _balanced(bus, total)
+            balanced(bus, total)
     ms = [seconds * 1e3 for seconds in waited]
     more = {"publish p50 ms": quantile(ms, 0.5), "publish p99 ms": quantile(ms, 0.99)}
     return Sample(total / watch.wall_s, {"CPU us/msg": watch.cpu_s / total * 1e6, **more})

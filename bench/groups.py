@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import blocking, bus, durable, failing, peers, startup
+from bench import blocking, bus, durable, failing, peers, startup, targets, telemetry
 from bench.rows import Group, Row
 
 GROUPS = (
@@ -53,6 +53,22 @@ GROUPS = (
         durable.FLOOR.name,
         (durable.FLOOR, *bus.DURABLE, *durable.PEERS),
         ("CPU us/msg", "publish p50 ms", "publish p99 ms"),
+    ),
+    Group(
+        "collector",
+        "A publish, every trace sampled, beside",
+        "us p50",
+        targets.TAKES_ALL,
+        telemetry.COLLECTORS,
+        ("p99", "p99.9"),
+    ),
+    Group(
+        "self-cost",
+        "Telemetry of a failed attempt",
+        "CPU us",
+        targets.MEASURED,
+        telemetry.SELF_COST,
+        (targets.SAID,),
     ),
     Group("startup", "Start of an interpreter", "ms", startup.BARE, startup.ROWS, ("RSS MB",)),
 )

@@ -29,23 +29,31 @@ class Verdict:
 Read = Callable[[Mapping[str, Result]], list[float]]
 
 
-def _pairs(results: Mapping[str, Result], group: str, row: str, other: str) -> list[tuple[float, float]]:
-    """`row` and `other` (the floor when empty) in the same rounds."""
+def _pairs(
+    results: Mapping[str, Result], group: str, row: str, other: str, column: str = ""
+) -> list[tuple[float, float]]:
+    """`row` and `other` (the floor when empty) in the same rounds, by their main values or a further column."""
     if group not in results:
         return []
     result = results[group]
     mine, base = result.rows.get(row), result.rows.get(other or result.group.floor)
     if mine is None or base is None or mine.failed or base.failed:
         return []
-    return list(zip(mine.values(), base.values(), strict=False))
+    return list(zip(mine.values(column), base.values(column), strict=False))
 
 
 def _ratio(group: str, row: str, floor: str = "") -> Read:
     return lambda results: [a / b for a, b in _pairs(results, group, row, floor)]
 
 
-def _beyond(group: str, row: str, base: str) -> Read:
-    return lambda results: [a - b for a, b in _pairs(results, group, row, base)]
+def _beyond(group: str, row: str, base: str, column: str = "") -> Read:
+    return lambda results: [a - b for a, b in _pairs(results, group, row, base, column)]
+
+
+def _of(group: str, row: str, column: str) -> Read:
+    """A further column of a row as a share of its main value."""
+    shares, whole = _values(group, row, column), _values(group, row)
+    return lambda results: [a / b for a, b in zip(shares(results), whole(results), strict=False)]
 
 
 def _values(group: str, row: str, column: str = "") -> Read:
@@ -80,6 +88,17 @@ class Target:
 
 TELEMETRY_ON = "glassbus, telemetry on"
 BARE = "glassbus, bare"
+# Rows of `bench.telemetry`, which imports this.
+TAKES_ALL = "a collector that takes all"
+DOWN = "a collector that is down"
+SILENT = "a collector that never answers"
+MEASURED = "by a run without it"
+SAID = "as it says itself"
+
+
+def _p99_beside(collector: str) -> Read:
+    return _beyond("collector", collector, TAKES_ALL, "p99")
+
 
 TARGETS = (
     Target("telemetry on, publish, against the raw queue", 0.15, "x", True, _ratio("memory", TELEMETRY_ON)),
@@ -88,6 +107,9 @@ TARGETS = (
     Target("error handed to the blocking face, p50", 100, " us", False, _values("blocking", RUNNING)),
     Target("error handed to the blocking face, p99", 10_000, " us", False, _values("blocking", RUNNING, "p99")),
     Target("telemetry's share of CPU, 100 us handler", 1.05, "x", False, _ratio("overhead", TELEMETRY_ON, BARE)),
+    Target("publish beside a dead collector, p99 beyond a good one", 1000, " us", False, _p99_beside(DOWN)),
+    Target("publish beside a silent collector, p99 beyond a good one", 1000, " us", False, _p99_beside(SILENT)),
+    Target("telemetry's own account of its cost, against the truth", 0.7, "x", True, _of("self-cost", MEASURED, SAID)),
     Target(
         "durable full cycle, 256 publishers, against fsync", 8, "x", True, _ratio("durable", "glassbus, 256 publishers")
     ),
