@@ -20,6 +20,7 @@ from glassbus import (
     GlassbusError,
     InvalidTopic,
     Message,
+    MessageBus,
     Outgoing,
     Priority,
     ProductionMessageBus,
@@ -538,3 +539,52 @@ def test_defaults_of_subscriptions_come_from_the_configuration(make: Make) -> No
     (worker,) = bus.core.subscribers()
     subscription = worker.subscription
     assert (subscription.timeout, subscription.retry.max_attempts, subscription.concurrency) == (7.0, 3, 5)
+
+
+def test_a_start_again_that_fails_leaves_no_bus_with_some_of_the_subscriptions(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = make()
+    got: list[Any] = []
+    bus.subscribe("a.x", lambda message: got.append("a"), name="a")
+    bus.subscribe("b.x", lambda message: got.append("b"), name="b")
+    bus.start()
+    bus.stop()
+    real = MessageBus.subscribe
+
+    def fails(self: MessageBus, pattern: str, **options: Any) -> Any:
+        if pattern == "b.x":
+            raise ConfigurationError("not now")
+        return real(self, pattern, **options)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MessageBus, "subscribe", fails)
+        with pytest.raises(ConfigurationError, match="not now"):
+            bus.start()
+        assert not bus.running
+    bus.start()
+    assert bus.publish("b.x", 1).subscriptions == ("b",)
+    bus.drain(10)
+    assert got == ["b"]
+
+
+def test_a_subscription_that_could_not_be_forgotten_is_there_after_the_next_start(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = make()
+    bus.subscribe("a.x", lambda message: None, name="a")
+    bus.start()
+
+    async def fails(self: MessageBus, subscription: str) -> int:
+        raise TransportError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MessageBus, "forget", fails)
+        with pytest.raises(TransportError, match="disk full"):
+            bus.forget("a")
+    bus.stop()
+    bus.start()
+    assert bus.publish("a.x", 1).subscriptions == ("a",)
+    assert len(bus.subscribers["a.x"]) == 1
+    bus.forget("a")
+    assert bus.subscribers == {"a.x": []}

@@ -149,11 +149,16 @@ class ProductionMessageBus(Handling):
         await self._reported.store(core)
 
     def _renew(self) -> None:
-        """A bus starts once, so starting again takes a new one, with the same subscriptions."""
-        self._before = self._counted()
-        self._make_core()
-        for topic, handler, options in self._subscribed:
-            self._core.subscribe(topic, **options)(handler)
+        """A bus starts once, so starting again takes a new one, with all of the subscriptions or not at all."""
+        stopped, counted = self._core, self._counted()
+        try:
+            self._make_core()
+            for topic, handler, options in self._subscribed:
+                self._core.subscribe(topic, **options)(handler)
+        except BaseException:
+            self._core = stopped
+            raise
+        self._before = counted
 
     def stop(self, deadline: float | None = None) -> bool:
         """End intake, let running handlers finish within `deadline` seconds, give the rest back; see `MessageBus.stop`.
@@ -251,9 +256,9 @@ class ProductionMessageBus(Handling):
 
             return bind
         given = {**self._settings.subscription, **options}
-        if given.get("name") is None:
-            given["name"] = self._free_name(topic, handler)
         with self._changing:
+            if given.get("name") is None:
+                given["name"] = self._free_name(topic, handler)
             self._on_loop(lambda: self._core.subscribe(topic, **given)(handler))
             self._subscribed.append((topic, handler, given))
             self.subscribers.setdefault(topic, []).append(handler)
@@ -291,9 +296,18 @@ class ProductionMessageBus(Handling):
 
     def forget(self, subscription: str) -> int:
         """Remove a subscription from the store, with all it holds; how many deliveries were discarded."""
-        discarded = self._loop.call(self._core.forget, subscription)
+        with self._changing:  # not while it waits: a handler that it waits for may subscribe
+            gone = [one for one in self._subscribed if one[2]["name"] == subscription]
+            self._subscribed = [one for one in self._subscribed if one not in gone]
+        try:
+            discarded = self._loop.call(self._core.forget, subscription)
+        except BaseException:
+            with self._changing:
+                self._subscribed += gone
+            raise
         with self._changing:
-            self._subscribed = [one for one in self._subscribed if one[2]["name"] != subscription]
+            for topic, handler, _ in gone:
+                self.subscribers[topic].remove(handler)
         return discarded
 
     def reload(self) -> None:
