@@ -22,6 +22,17 @@ Names of metrics begin with `glassbus_` and carry the label `bus`. A gauge of a 
 unaccounted messages, escalations) reads the same from every process: take `max by (bus, …)` of it, never a sum over
 instances. A label value beyond the first 200 of its label becomes `_other`. Spans have the instrumentation scope
 `glassbus`; those that tell of a failure carry `glassbus.keep = true` and are exported at any sampling rate.
+
+Names, kinds and attributes that begin with `messaging.` are those of the OpenTelemetry conventions, version 1.44.0. A
+`process` span is a child of its message's `publish`, as the conventions allow where messages are handled one by one; a
+delayed retry is in a trace of its own, linked to the attempt before. Topics that strangers may write to are given to
+the bus: `MessageBus(untrusted=["partner.>"])`. What a stranger's `traceparent` names is linked to and never continued,
+and whether such a message is sampled is decided where it is handled. When it is published here with such a header, the
+message carries that on as `linked-traceparent`. Baggage is neither sent nor taken up.
+
+Payloads, headers and keys are in no span, metric, log line or notification, nor in the `repr` of a message. The texts
+of exceptions are, capped and without credentials of URLs; `glassbus.redact_errors(function)` takes out what a program
+knows of, everywhere at once.
 """
 
 

@@ -7,8 +7,9 @@ imported when a bus is made, the SDK when the program has one or calls `configur
 
 Every failure has its spans at any sampling rate. What that does not include:
 
-- Spans of your own inside the first attempt of an unsampled message are not in its trace; inside
-  its later attempts they are, if your sampler follows the parent (the default does).
+- Spans of your own inside the first attempt of an unsampled message are not in its trace, nor is what
+  is published inside them; inside its later attempts they are, if your sampler follows the parent (the
+  default does).
 - Under a tracer provider of your own, failure spans go to its processors and share their
   queues; `configure(failure_exporter=…)` gives them one of their own.
 - A provider that is not the SDK's decides itself what it samples and which ids spans have, so
@@ -17,6 +18,8 @@ Every failure has its spans at any sampling rate. What that does not include:
   says how many it stands for.
 - A retry that a spent budget delayed, made in one process and followed in another, is linked to
   where the policy would have put it.
+- Topics of strangers (`MessageBus(untrusted=…)`) must be the same in every process of a store, or links
+  between attempts of their messages lead nowhere.
 """
 
 from __future__ import annotations
