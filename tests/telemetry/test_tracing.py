@@ -284,6 +284,29 @@ def test_a_redaction_hook_sees_every_error_text(spans: Any) -> None:
     assert all(text not in str(dict(event.attributes)) for span in kept.all() for event in span.events)
 
 
+@pytest.mark.parametrize("answer", [None, b"bytes", 5])
+def test_a_redaction_hook_that_answers_no_text_costs_the_text_and_no_span(spans: Any, answer: Any) -> None:
+    kept = spans(0.0)
+    text = "a " + "secret"
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(clock=clock, telemetry=False)
+        traced(bus, kept, redact=lambda text: answer)
+
+        @bus.subscribe("orders", name="charge", retry=Retry(max_attempts=1))
+        async def charge(message: Message[Any]) -> None:
+            raise ValueError(text)
+
+        async with bus:
+            await bus.publish("orders")
+            await bus.drain()
+            assert bus.hub.failures == {}
+
+    run_virtual(scenario)
+    assert kept.one("process").status.description == "<redaction raised TypeError>"
+    assert text not in str(dict(kept.one("error").events[0].attributes))
+
+
 def test_a_breaker_opens_under_the_attempt_that_tipped_it_linked_to_the_others(spans: Any) -> None:
     kept = spans(0.0)
 

@@ -111,7 +111,7 @@ class SpanWriter:
     def text(self, text: str) -> str:
         """An error text as it may be shown. What a failing redaction hook was given is not."""
         try:
-            cleaned = self._clean(text)
+            cleaned = str.__str__(self._clean(text))
         except BaseException as error:  # noqa: BLE001 - the hook is the program's, and may raise anything
             return f"<redaction raised {type(error).__name__}>"
         return capped(cleaned, self.value_bytes_max)
