@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -195,6 +196,10 @@ def no_global_provider() -> Iterator[None]:
     finally:
         if setup._active is not None:
             setup._active.shutdown(1.0)
+        # An exporter that was given up goes on for a while; its use of `random` would disturb Hypothesis.
+        for thread in threading.enumerate():
+            if thread.name.startswith("glassbus-spans-"):
+                thread.join(10.0)
         setup._ours, setup._active = ours, active
         for name, value in before.items():
             setattr(trace, name, value)
