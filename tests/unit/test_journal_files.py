@@ -18,7 +18,8 @@ import pytest
 from journal_kit import START, Kept, failed, lines_of, text_of
 
 from glassbus import facts as f
-from glassbus.record import disk, journalfiles, journalwriter, metricsfile, reading
+from glassbus import files as disk
+from glassbus.record import journalfiles, journalwriter, metricsfile, reading
 from glassbus.record.journalfiles import journal_files
 from glassbus.record.reading import JournalReader, read_story
 from tests.facts_kit import sample

@@ -23,8 +23,8 @@ import msgspec
 from glassbus.bus import MessageBus
 from glassbus.codec import JSON, RAW
 from glassbus.errors import ErrorReport, GlassbusError, InvalidPayload, safe_text, shown
+from glassbus.files import private_folder, replace_file
 from glassbus.message import Envelope, Message
-from glassbus.record.disk import private_folder, replace_file
 from glassbus.recovery.resting import NAME, resting_topic, with_report
 
 logger = logging.getLogger("glassbus")

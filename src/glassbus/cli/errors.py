@@ -31,8 +31,8 @@ from glassbus.cli.common import (
 )
 from glassbus.config import default_state_dir
 from glassbus.errors import ErrorCategory, ErrorSeverity
+from glassbus.files import replace_file
 from glassbus.record.analysis import Analysis, trends_of
-from glassbus.record.disk import replace_file
 from glassbus.record.entries import FactLine, FloodLine, ReportLine
 from glassbus.record.journalfiles import FOLDER
 from glassbus.record.reading import JournalReader, Selection, count_lines

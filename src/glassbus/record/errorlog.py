@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from glassbus.errors import ConfigurationError, ErrorReport, safe_text, shown
-from glassbus.record.disk import FSYNC_CHOICES, FSYNC_EVERY_S, Fsync
+from glassbus.files import FSYNC_CHOICES, FSYNC_EVERY_S, Fsync
 from glassbus.record.metricsfile import METRICS_EVERY_S, METRICS_NAME, MetricsFile
 from glassbus.record.plain import described, fingerprint_of, plain_report
 from glassbus.record.shared_lines import SharedLines

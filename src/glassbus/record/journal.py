@@ -13,9 +13,9 @@ import msgspec
 from glassbus import facts as f
 from glassbus.errors import ConfigurationError, ErrorCategory, ErrorReport, ErrorSeverity, shown
 from glassbus.facts import Fact
+from glassbus.files import FSYNC_CHOICES, Fsync
 from glassbus.observer import ALL_FACTS, Observer
 from glassbus.record.analysis import Analysis, trends_of
-from glassbus.record.disk import FSYNC_CHOICES, Fsync
 from glassbus.record.entries import LIFECYCLE, QUIET, Entry, Record, entry_of, record_of
 from glassbus.record.failures import failure_of
 from glassbus.record.flood import FloodGuard

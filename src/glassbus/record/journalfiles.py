@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from glassbus.record.disk import (
+from glassbus.files import (
     FSYNC_EVERY_S,
     Fsync,
     lock,

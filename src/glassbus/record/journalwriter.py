@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from glassbus.errors import safe_text
-from glassbus.record.disk import FSYNC_EVERY_S
+from glassbus.files import FSYNC_EVERY_S
 from glassbus.record.entries import LostLine
 from glassbus.record.journalfiles import Item, JournalFiles
 from glassbus.record.metricsfile import MetricsFile

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from glassbus.record.disk import locked, open_regular, private_folder, replace_file
+from glassbus.files import locked, open_regular, private_folder, replace_file
 from glassbus.record.statistics import DAY_S, HOUR_S, combined
 
 #: How often it is written while there is something new, in seconds.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from glassbus.record.disk import open_regular
+from glassbus.files import open_regular
 from glassbus.record.entries import (
     Entry,
     FactLine,

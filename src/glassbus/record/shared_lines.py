@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from glassbus.record.disk import FSYNC_EVERY_S, Fsync, lock, open_regular, private_folder, unlock, write_all
+from glassbus.files import FSYNC_EVERY_S, Fsync, lock, open_regular, private_folder, unlock, write_all
 
 #: Rotated files that are always kept, however large they are.
 KEPT_MIN = 50

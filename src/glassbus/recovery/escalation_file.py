@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from glassbus.files import sync_folder
 from glassbus.policy.escalation import Escalated, EscalationState, moved
 from glassbus.recovery.places import Lock, is_live, lock_place, numbered, refuse_links, take_place
 from glassbus.transport import sealed
@@ -122,7 +123,7 @@ class Place:
             sealed.write(path, [head, *map(msgspec.json.encode, escalations)])
         else:
             path.unlink(missing_ok=True)
-            sealed.sync_folder(self._folder)
+            sync_folder(self._folder)
         here = {escalation.fingerprint for escalation in escalations}
         for number in self._others():
             self._clear(number, here)

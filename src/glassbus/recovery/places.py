@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-from glassbus.transport import sealed
+from glassbus.files import private_folders
 
 _PLACES_MAX = 1000
 
@@ -60,7 +60,7 @@ def refuse_links(folder: Path) -> None:
 def take_place(folder: Path, fits: Callable[[int], bool] = lambda _number: True) -> tuple[int, Lock]:
     """The first place in `folder` that is free and `fits`, with its lock. Makes the folder. Raises OSError."""
     refuse_links(folder)
-    sealed.make_folder(folder)
+    private_folders(folder)
     for number in range(_PLACES_MAX):
         if not fits(number):
             continue

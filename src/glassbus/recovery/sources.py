@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import inspect
 import os
@@ -18,8 +17,8 @@ import msgspec
 
 from glassbus.clock import Clock
 from glassbus.errors import ConfigurationError, safe_text, shown, type_name
+from glassbus.files import open_regular, private_folder, replace_file
 from glassbus.handler import Threads
-from glassbus.record.disk import open_regular
 
 #: A mapping of tunables, or a way to one: a callable (plain or async), or the path of a TOML or JSON file.
 Source = Callable[[], Mapping[str, Any] | Awaitable[Mapping[str, Any]]] | str | os.PathLike[str]
@@ -198,19 +197,8 @@ class LastKnownGood:
                 "configuration": msgspec.Raw(body),
             }
         )
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        beside = self._path.with_name(f"{self._path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(whole)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                beside.unlink()
-            raise
+        private_folder(self._path.parent)
+        replace_file(self._path, whole, f"{os.getpid()}.{secrets.token_hex(4)}")
 
     def load(self) -> dict[str, Any] | None:
         """What was saved; None when there is none. Raises ConfigurationError when it cannot be read, or is damaged."""

@@ -11,12 +11,13 @@ import errno
 import fcntl
 import os
 import secrets
-import stat
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
+
+from glassbus.files import open_regular, private_folders, sync_folder
 
 _SEAL_BYTES_MAX = 1024
 #: Far more than a process holds in memory; what is larger was never written here.
@@ -42,20 +43,11 @@ def _checksum(body: bytes) -> str:
     return blake2b(body, digest_size=32).hexdigest()
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder`, and what it is in, each for its owner only, where they are not there. Raises OSError."""
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError:  # mkdir(parents=True) would make those readable by others
-        make_folder(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
-
-
 def write(path: Path, lines: Sequence[bytes]) -> None:
     """Write `lines` (none with a line break in it) to `path`, durable on return. Blocks. Raises OSError."""
     body = b"".join(line + b"\n" for line in lines)
     seal = msgspec.json.encode(_Seal(len(lines), _checksum(body)))
-    make_folder(path.parent)
+    private_folders(path.parent)
     try:
         _replace(path, body + seal + b"\n")
     except FileNotFoundError:  # a `sweep` came before the lock was taken
@@ -78,14 +70,6 @@ def _replace(path: Path, text: bytes) -> None:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read(path: Path) -> list[bytes]:
     """The lines of `path`. Raises FileNotFoundError, OSError, and ValueError when it is damaged or no regular file."""
     text = _contents(path)
@@ -102,15 +86,12 @@ def read(path: Path) -> list[bytes]:
 
 def _contents(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = open_regular(path, os.O_RDONLY)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL):  # a link; a socket; a pipe, device or folder
             raise ValueError("it is no regular file") from None
         raise
     found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(descriptor)
-        raise ValueError("it is no regular file")
     with os.fdopen(descriptor, "rb") as file:
         # The end first: what has no seal may be of any size, and is not read.
         file.seek(max(0, found.st_size - _SEAL_BYTES_MAX))
@@ -128,20 +109,9 @@ def sweep(folder: Path, prefix: str = "") -> None:
         if not path.name.startswith(prefix):
             continue
         # What was renamed meanwhile, is no file, or belongs to a writer that lives (BlockingIOError) stays.
-        with contextlib.suppress(OSError), contextlib.closing(_Opened(path)) as opened:
-            if stat.S_ISREG(os.fstat(opened.descriptor).st_mode):
-                fcntl.flock(opened.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
-
-
-class _Opened:
-    """A descriptor that `closing` closes. Raises OSError."""
-
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def close(self) -> None:
-        os.close(self.descriptor)
+        with contextlib.suppress(OSError), os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
 
 
 def move_aside(path: Path) -> Path:

@@ -27,6 +27,7 @@ from glassbus.errors import (
     StoreReadOnly,
     TransportError,
 )
+from glassbus.files import private_folders, sync_folder
 from glassbus.transport.sqlite import schema
 from glassbus.transport.sqlite.sql import select
 
@@ -145,7 +146,8 @@ class Store:
     def _place(self) -> None:
         """Make sure there is a regular file to open."""
         try:
-            _make_folders(self.path.parent)
+            if not self.path.parent.exists():
+                private_folders(self.path.parent)
             # The folder's own links are followed once, here; SQLite is then told to follow none.
             self.path = self.path.parent.resolve(strict=True) / self.path.name
             try:
@@ -154,7 +156,7 @@ class Store:
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 with contextlib.suppress(FileExistsError):  # another process was faster
                     os.close(os.open(self.path, flags, 0o600))
-                    _sync_folder(self.path.parent)
+                    sync_folder(self.path.parent)
                 return
         except (PermissionError, FileNotFoundError, NotADirectoryError, FileExistsError) as error:
             raise StoreReadOnly(f"cannot create the store {self.name}: {error.strerror}") from error
@@ -268,22 +270,6 @@ def _inode(path: Path) -> _Inode | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _make_folders(folder: Path) -> None:
-    """Make `folder` and those above it that are missing, for nobody else's eyes (`parents=True` would not)."""
-    if not folder.exists():
-        _make_folders(folder.parent)
-        folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def disk_free(folder: str) -> int:

@@ -31,8 +31,17 @@ def open_regular(path: Path, flags: int) -> int:
 
 
 def private_folder(path: Path) -> None:
-    """Make `path`, for its owner only, where it is missing. Raises OSError."""
+    """Make `path`, for its owner only, where it is missing; what it is in may be read by others. Raises OSError."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def private_folders(path: Path) -> None:
+    """Make `path`, and what it is in, each for its owner only, where they are missing. Raises OSError."""
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:  # mkdir(parents=True) would make those readable by others
+        private_folders(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
