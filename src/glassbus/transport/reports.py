@@ -22,7 +22,7 @@ def encode_report(report: ErrorReport) -> bytes:
         return msgspec.json.encode(plain)
 
 
-def decode_report(stored: bytes) -> ErrorReport:
+def decode_report(stored: bytes | str) -> ErrorReport:
     """Raises StoreCorrupt."""
     try:
         return msgspec.json.decode(stored, type=ErrorReport)

@@ -10,9 +10,10 @@ from glassbus.facts import DeliveryDiscarded
 from glassbus.policy.delivery import State
 from glassbus.policy.routing import destination
 from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Forced, Hold, SubscriptionSpec
+from glassbus.transport.reports import decode_report
 from glassbus.transport.sqlite import upkeep
 from glassbus.transport.sqlite.sql import numbers, select
-from glassbus.transport.sqlite.transaction import Transaction, decode_report, envelope_of
+from glassbus.transport.sqlite.transaction import Transaction, envelope_of
 
 #: At most so many deliveries of a forgotten subscription have a fact each; its count tells of all.
 FORGOTTEN_FACTS_MAX = 10_000

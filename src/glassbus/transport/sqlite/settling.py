@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from glassbus.errors import ErrorReport
 from glassbus.policy.delivery import State
+from glassbus.transport.reports import encode_report
 from glassbus.transport.sqlite.books import Held, Queue
 from glassbus.transport.sqlite.requests import Settlement
 from glassbus.transport.sqlite.schema import FREE, SUSPECT
 from glassbus.transport.sqlite.sql import numbers
-from glassbus.transport.sqlite.transaction import Transaction, VanishedError, encode_report, recovering_text
+from glassbus.transport.sqlite.transaction import Transaction, VanishedError, recovering_text
 
 _MOVE = """
 UPDATE deliveries SET state = ?, lane = ?, attempt = ?, owner = NULL, due = ?, suspect = ?, first_failed_at = ?,
@@ -166,6 +167,6 @@ def insert_dead_letter(txn: Transaction, delivery: int, queue: Queue, reason: st
         report.fingerprint,
         reason,
         txn.wall,
-        encode_report(report),
+        encode_report(report).decode(),
     )
     txn.connection.execute(_DEAD_LETTER, values)

@@ -8,7 +8,7 @@ from typing import Any
 import apsw
 import msgspec
 
-from glassbus.errors import ErrorReport, StoreCorrupt
+from glassbus.errors import StoreCorrupt
 from glassbus.facts import Delivery, DeliveryExpired
 from glassbus.message import Envelope
 from glassbus.policy.delivery import State
@@ -191,35 +191,3 @@ def _recovering(stored: str | None) -> tuple[str, str] | None:
 
 def recovering_text(recovering: tuple[str, str] | None) -> str | None:
     return ":".join(recovering) if recovering else None
-
-
-def encode_report(report: ErrorReport) -> str:
-    """The report as JSON. Never raises: what JSON cannot carry is kept as its `repr`, lone surrogates replaced."""
-    try:
-        return msgspec.json.encode(report, enc_hook=_repr).decode()
-    except (UnicodeEncodeError, TypeError, ValueError, OverflowError, RecursionError):
-        plain = {
-            name: _clean(value) if isinstance(value := getattr(report, name), str) else value
-            for name in report.__struct_fields__
-            if name != "context"
-        }
-        plain["context"] = {"unreadable": _clean(_repr(report.context))}
-        return msgspec.json.encode(plain).decode()
-
-
-def decode_report(stored: str) -> ErrorReport:
-    try:
-        return msgspec.json.decode(stored, type=ErrorReport)
-    except msgspec.MsgspecError as error:
-        raise StoreCorrupt(f"a stored error report is not readable: {error}") from error
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-def _repr(value: Any) -> str:
-    try:
-        return repr(value)[:1024]
-    except Exception as error:  # noqa: BLE001 - somebody else's repr may raise anything
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
