@@ -63,15 +63,14 @@ from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.journal import Journal, JournalSettings
 from glassbus.record.tally import PublishTally, Tally
-from glassbus.recovery.connections import Connection, EndpointBreaker
+from glassbus.recovery.connections import Connection
 from glassbus.recovery.credentials import CredentialsSource, check_source
 from glassbus.recovery.emergency import DEADLINE_S, Emergency
 from glassbus.recovery.endpoint import EndpointSupervisor
 from glassbus.recovery.escalation import Escalation, Escalations
-from glassbus.recovery.guard import BreakerView, ComponentBreaker, ComponentBreakers
+from glassbus.recovery.guard import BreakerView, ComponentBreakers
 from glassbus.recovery.handler import Shared
 from glassbus.recovery.health import Health
-from glassbus.recovery.killswitch import Gate
 from glassbus.recovery.queue import Growth
 from glassbus.recovery.resources import Intake
 from glassbus.recovery.resting import Resting
@@ -924,7 +923,7 @@ class MessageBus:
         """The subscriptions that this process runs, as they are now."""
         return list(self._workers.values())
 
-    def breaker_views(self) -> list[Gate | ComponentBreaker | EndpointBreaker | BreakerView]:
+    def breaker_views(self) -> list[BreakerView]:
         """Their breakers and those of recovering components, as they are now."""
         endpoints = self._endpoint.breaker_views() if self._endpoint is not None else []
         gates = (worker.gate for worker in list(self._workers.values()))

@@ -23,7 +23,9 @@ from glassbus.facts import (
 from glassbus.observer import Hub, Observer
 from glassbus.policy.ledger import Account
 from glassbus.recovery import checks as look_at
-from glassbus.recovery.checks import BreakerView, ConnectionView, Stalls
+from glassbus.recovery.checks import Stalls
+from glassbus.recovery.connections import Connection
+from glassbus.recovery.guard import BreakerView
 from glassbus.recovery.health import Check, Health, HealthStatus, SuccessWindow, by_rate, deciding, worst
 from glassbus.transport import Transport
 from glassbus.worker import Worker
@@ -66,7 +68,7 @@ class Surroundings(Protocol):
     def escalations(self) -> People: ...
     @property
     def intake(self) -> Pausing: ...
-    def connections(self) -> Sequence[ConnectionView]: ...
+    def connections(self) -> Sequence[Connection]: ...
     def breaker_views(self) -> Sequence[BreakerView]: ...
 
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from glassbus.errors import ErrorSeverity
 from glassbus.policy.ledger import Account
+from glassbus.recovery.connections import Connection
+from glassbus.recovery.guard import BreakerView
 from glassbus.recovery.health import Check, HealthStatus
 from glassbus.transport import QueueState
 
@@ -21,28 +23,6 @@ _GRACE_S = 10.0
 RESERVE_BYTES = 32 * 1024 * 1024
 
 _HEALTHY, _DEGRADED, _CRITICAL = HealthStatus.HEALTHY, HealthStatus.DEGRADED, HealthStatus.CRITICAL
-
-
-class ConnectionView(Protocol):
-    """A broker's endpoint."""
-
-    @property
-    def endpoint(self) -> str: ...
-    @property
-    def up(self) -> bool: ...
-    @property
-    def spooled(self) -> int: ...
-
-
-class BreakerView(Protocol):
-    """A breaker of any kind."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def state(self) -> str: ...
 
 
 class GateView(Protocol):
@@ -75,7 +55,7 @@ class ConsumerView(Protocol):
     def gate(self) -> GateView: ...
 
 
-def of_connections(views: Sequence[ConnectionView]) -> Check:
+def of_connections(views: Sequence[Connection]) -> Check:
     """One endpoint that is up is enough: the others of a failover set stand by."""
     if not views:
         return Check("connections", _HEALTHY, "the store is embedded: there is none to lose")

@@ -23,14 +23,18 @@ _ERROR_CAP = 300
 
 
 class BreakerView(Protocol):
-    """A breaker that somebody else keeps and the bus shows. The three counts only grow."""
+    """A circuit breaker, as it is now: for telemetry, health and operators. The three counts only grow."""
 
     @property
     def name(self) -> str: ...
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """subscription, component or endpoint."""
+
     @property
-    def subscription(self) -> str: ...
+    def subscription(self) -> str:
+        """The subscription it guards; empty for the other kinds."""
+
     @property
     def state(self) -> str: ...
     @property
@@ -38,7 +42,8 @@ class BreakerView(Protocol):
     @property
     def failed_count(self) -> int: ...
     @property
-    def refused(self) -> int: ...
+    def refused(self) -> int:
+        """Calls not made because it was open."""
 
 
 class Permit(msgspec.Struct, frozen=True):
@@ -176,35 +181,16 @@ class ComponentBreakers:
             recovery.refused(error)
             return None
         recovery.admitted(permit)
-        self._hub.state(
-            RecoveryStarted(
-                at=self._wall(),
-                component=component,
-                category=category,
-                action=action,
-                target=target,
-                attempt=attempt,
-                error=_text(error),
-            )
-        )
+        recovery.started(_text(error))
         return recovery
 
     def unguarded(
         self, component: Component, category: ErrorCategory, action: str, target: str, *, error: str = ""
     ) -> Recovery:
         """Begin what is done when a recovery failed, and state it. No breaker guards it, none counts it."""
-        self._hub.state(
-            RecoveryStarted(
-                at=self._wall(),
-                component=component,
-                category=category,
-                action=action,
-                target=target,
-                attempt=1,
-                error=error,
-            )
-        )
-        return Recovery(self, component, category, action, target, 1, self._monotonic(), guarded=False)
+        recovery = Recovery(self, component, category, action, target, 1, self._monotonic(), guarded=False)
+        recovery.started(error)
+        return recovery
 
     def _of(self, component: str, category: ErrorCategory) -> ComponentBreaker:
         with self._counting:
@@ -262,6 +248,20 @@ class Recovery:
 
     def admitted(self, permit: Permit) -> None:
         self._permit, self._open = permit, True
+
+    def started(self, error: str) -> None:
+        """State that it begins; `error` is what made it necessary."""
+        self._breakers._hub.state(
+            RecoveryStarted(
+                at=self._breakers._wall(),
+                component=self._component,
+                category=self._category,
+                action=self._action,
+                target=self._target,
+                attempt=self._attempt,
+                error=error,
+            )
+        )
 
     def refused(self, error: BaseException | None) -> None:
         self._conclude("refused", _text(error))

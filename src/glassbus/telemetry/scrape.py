@@ -14,11 +14,12 @@ from typing import Protocol
 
 from glassbus.facts import Delivery
 from glassbus.record.tally import Buckets
+from glassbus.recovery.guard import BreakerView
 from glassbus.telemetry import catalogue
 from glassbus.telemetry.catalogue import BY_NAME, METRICS
 from glassbus.telemetry.counts import Counts, Labels
 from glassbus.telemetry.propagation import Place
-from glassbus.telemetry.source import BreakerView, Source
+from glassbus.telemetry.source import Source
 
 #: Bounds, counts, sum.
 Histogram = tuple[tuple[float, ...], list[int], float]

@@ -12,6 +12,8 @@ from typing import Protocol
 from glassbus.policy.ledger import Ledger
 from glassbus.policy.retry import Retry
 from glassbus.record.tally import Buckets, PublishTally, Tally
+from glassbus.recovery.connections import Connection
+from glassbus.recovery.guard import BreakerView
 from glassbus.transport import QueueState
 
 
@@ -47,30 +49,6 @@ class SubscriberView(Protocol):
         """Seconds spent on handling failures, by error category. Live: copied before it is read."""
 
 
-class BreakerView(Protocol):
-    """A circuit breaker, as it is now. The three counts only grow."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str:
-        """subscription, component or endpoint."""
-
-    @property
-    def subscription(self) -> str:
-        """The subscription it guards; empty for the other kinds."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def succeeded_count(self) -> int: ...
-    @property
-    def failed_count(self) -> int: ...
-    @property
-    def refused(self) -> int:
-        """Calls not made because it was open."""
-
-
 class HealthView(Protocol):
     """`status` is healthy, degraded, critical or unknown; `ready`: takes messages and hands them out."""
 
@@ -78,20 +56,6 @@ class HealthView(Protocol):
     def status(self) -> str: ...
     @property
     def ready(self) -> bool: ...
-
-
-class ConnectionView(Protocol):
-    """An endpoint of a broker, as it is now."""
-
-    @property
-    def endpoint(self) -> str: ...
-    @property
-    def up(self) -> bool: ...
-    @property
-    def round_trip_age_s(self) -> float | None: ...
-    @property
-    def spooled(self) -> int:
-        """Messages that wait in the spool until it is back."""
 
 
 class Source(Protocol):
@@ -130,7 +94,7 @@ class Source(Protocol):
     def journal_dropped(self) -> int:
         """Journal lines that were dropped or folded into a summary; only grows."""
 
-    def connections(self) -> Iterable[ConnectionView]:
+    def connections(self) -> Iterable[Connection]:
         """The endpoints of a broker; none where the store is embedded."""
 
     def escalation_channels(self) -> Iterable[str]:
