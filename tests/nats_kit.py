@@ -6,46 +6,20 @@ import atexit
 import contextlib
 import functools
 import hashlib
-import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-#: Seconds within which a server must be ready, or be gone.
-READY_S = 20.0
-
-
-def find_server() -> str | None:
-    """The nats-server to test with: $GLASSBUS_NATS_SERVER, the one on PATH, or the one that CI installed."""
-    named = os.environ.get("GLASSBUS_NATS_SERVER")
-    if named:
-        return named
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cached = cache / "glassbus-ci" / "bin" / "nats-server"
-    return shutil.which("nats-server") or (str(cached) if cached.exists() else None)
+from tests import server_kit
 
 
 def need_server() -> str:
-    """The server, or a skip; in CI a missing server is a failure, so that nothing is left untested unseen."""
-    found = find_server()
-    if found is None:
-        why = (
-            "no nats-server: put one on PATH, name it in $GLASSBUS_NATS_SERVER, or "
-            "`go install github.com/nats-io/nats-server/v2@v2.15.2`"
-        )
-        if os.environ.get("CI") or os.environ.get("GLASSBUS_CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    return found
+    """The nats-server to test with; see `server_kit.need`."""
+    return server_kit.need("nats-server")
 
 
 def free_port() -> int:
@@ -55,18 +29,18 @@ def free_port() -> int:
         return port
 
 
-class Server:
+class Server(server_kit.Server):
     """One nats-server. `kill` and `start` again keep its store and its port."""
 
     def __init__(self, place: Path, config: str = "") -> None:
-        self.place = place
+        self.place = place.resolve()
         self.port = free_port()
         self.monitor = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        place.mkdir(parents=True, exist_ok=True)
-        self._config = place / "server.conf"
-        self._log = place / "server.log"
+        self.place.mkdir(parents=True, exist_ok=True)
+        self._config = self.place / "server.conf"
         self.configure(config)
+        ready = f"http://127.0.0.1:{self.monitor}/healthz?js-enabled-only=true"
+        super().__init__([need_server(), "-c", str(self._config)], ready, self.place, {})
 
     def configure(self, config: str) -> None:
         """Write the configuration; `start` or `reload` makes it work."""
@@ -79,47 +53,6 @@ class Server:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> Server:
-        binary = need_server()
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen([binary, "-c", str(self._config)], stdout=log, stderr=log)
-        until = time.monotonic() + READY_S
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"nats-server did not start: {self._log.read_text()[-2000:]}")
-            time.sleep(0.01)
-        return self
-
-    def _ready(self) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            url = f"http://127.0.0.1:{self.monitor}/healthz?js-enabled-only=true"
-            with urllib.request.urlopen(url, timeout=1) as answer:
-                return bool(json.loads(answer.read()).get("status") == "ok")
-        return False
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.send_signal(how)
-        try:
-            process.wait(READY_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
     def reload(self) -> None:
         """Have it read its configuration again."""
         os.kill(self.pid, signal.SIGHUP)
@@ -128,11 +61,8 @@ class Server:
 @contextlib.contextmanager
 def running(place: Path, config: str = "") -> Iterator[Server]:
     """A server for as long as the block lasts."""
-    server = Server(place, config)
-    try:
-        yield server.start()
-    finally:
-        server.kill()
+    with server_kit.running(Server(place, config)) as server:
+        yield server
 
 
 @functools.cache

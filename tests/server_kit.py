@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self, TypeVar
 
 import pytest
 
@@ -53,7 +54,7 @@ class Server:
         self._environment = {**os.environ, **environment}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> Server:
+    def start(self) -> Self:
         """Returns when its health page answers 200. Raises RuntimeError with the end of its log."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -66,6 +67,11 @@ class Server:
                 raise RuntimeError(f"{self.command[0]} did not start: {self.log.read_text()[-2000:]}")
             time.sleep(0.02)
         return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def answers(self) -> bool:
         try:
@@ -92,8 +98,11 @@ class Server:
             process.wait()
 
 
+Started = TypeVar("Started", bound=Server)
+
+
 @contextlib.contextmanager
-def running(server: Server) -> Iterator[Server]:
+def running(server: Started) -> Iterator[Started]:
     """`server` for as long as the block lasts."""
     try:
         yield server.start()

@@ -25,6 +25,7 @@ from glassbus.testing import RecordingObserver, VirtualClock, run_virtual
 from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Features, Hold, Stored, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from tests import nats_kit
+from tests.patient import Patient
 
 #: Virtual seconds within which what must come has come, and after which what has not come will not.
 SOON_S = 5.0
@@ -49,7 +50,9 @@ class Backend:
 
     def make(self, clock: Clock, place: Path) -> Transport:
         settings = Settings(spill_dir=str(place) if self.name == "memory+spill" else None)
-        return make_transport(addresses(self.url(place)), settings=settings, clock=clock, **self.options)
+        return make_transport(
+            addresses(self.url(place)), settings=settings, clock=clock, supervise=Patient, **self.options
+        )
 
 
 MEMORY = Features(durable=False, multi_process=False, level=Level.MEMORY, ladder=True)

@@ -40,6 +40,7 @@ from glassbus.transport import DeadLetterFilter, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from glassbus.transport.nats import sweeping, view
 from tests import nats_kit
+from tests.patient import Patient
 
 SOON_S = 20.0
 
@@ -56,7 +57,7 @@ def url(tmp_path: Path) -> str:
 
 
 def transport(url: str) -> Transport:
-    return make_transport(addresses(url), settings=Settings(), clock=SystemClock())
+    return make_transport(addresses(url), settings=Settings(), clock=SystemClock(), supervise=Patient)
 
 
 @asynccontextmanager

@@ -89,4 +89,8 @@ def _nats(addresses: Sequence[Address], settings: Settings, clock: Clock, superv
         raise ConfigurationError(
             "nats:// needs nats-py: pip install 'glassbus[nats]', or from a clone pip install '.[nats]'"
         ) from error
+    if supervise is None:
+        raise ConfigurationError(
+            "a transport of nats:// needs a supervisor that keeps it connected: give it `supervise`"
+        )
     return NatsTransport(addresses, clock=clock, name=settings.name, supervise=supervise)

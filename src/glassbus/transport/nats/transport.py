@@ -49,7 +49,6 @@ from glassbus.transport.nats.requests import (
 )
 from glassbus.transport.nats.rounds import nobody_asks, uncharged
 from glassbus.transport.nats.stream import Place
-from glassbus.transport.nats.supervising import Patient
 
 Result = TypeVar("Result")
 
@@ -83,8 +82,8 @@ class NatsTransport:
         addresses: Sequence[Address],
         *,
         clock: Clock,
+        supervise: Supervise,
         name: str = "default",
-        supervise: Supervise | None = None,
         lease_s: float | None = None,
     ) -> None:
         place, level, lease = _settings(addresses)
@@ -100,7 +99,7 @@ class NatsTransport:
             lease_s=lease if lease_s is None else lease_s,
             name=f"glassbus {name}",
         )
-        self._supervise = supervise or Patient
+        self._supervise = supervise
         self._supervisor: Supervisor | None = None
         self._listener: Listener
         self._loop: asyncio.AbstractEventLoop

@@ -1,4 +1,4 @@
-"""The least that keeps a transport connected, for tools and tests that bring no supervisor of their own."""
+"""The least that keeps a transport connected, for tests of the transport alone. A bus brings a real supervisor."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Patient:
                 await self._dialer.dial(address, None)
             except EndpointUnreachable:
                 answered = False  # the next one may be there, or this one later
-            except Exception as error:  # noqa: BLE001 - another try would not mend it
+            except Exception as error:
                 self._listener.broken(error)
                 await asyncio.Event().wait()  # until `stop`
             if answered:
