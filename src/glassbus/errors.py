@@ -35,6 +35,7 @@ GlassbusError
 │   └── PayloadUndecodable        the stored bytes do not fit the handler's type
 ├── UnknownDeadLetter             no dead letter of that id
 ├── UnknownEscalation             no escalation of that fingerprint is open
+├── ShippedFileMissing            the installation lacks a file that ships; also a FileNotFoundError
 ├── WouldBlockLoop                a blocking call in a thread whose event loop it would stop; also a RuntimeError
 └── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
 """
@@ -244,6 +245,10 @@ class WouldBlockLoop(GlassbusError, RuntimeError):
 
 class UnknownEscalation(GlassbusError, LookupError):
     """No escalation of this fingerprint is open here."""
+
+
+class ShippedFileMissing(GlassbusError, FileNotFoundError):
+    """A file that ships with the package is not where it belongs: the installation is incomplete."""
 
 
 class BreakerOpen(GlassbusError, RuntimeError):

@@ -1,0 +1,40 @@
+"""What ships beside the code is found, in a checkout and in a wheel, or it is said that it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from glassbus import ShippedFileMissing, shipped
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_checkout_serves_its_own_files() -> None:
+    assert shipped.root() == REPOSITORY
+    assert shipped.find("otel-collector.yaml").read_text() == (REPOSITORY / "otel-collector.yaml").read_text()
+    assert shipped.find("deploy/versions.env") in shipped.files("deploy", ".env")
+
+
+def test_files_in_the_package_come_before_any_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "glassbus" / "shipped_files"
+    (installed / "alerts").mkdir(parents=True)
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "glassbus" / "shipped.py"))
+    assert shipped.find("alerts") == installed / "alerts"
+    with pytest.raises(ShippedFileMissing, match=r"compose\.yaml is missing"):
+        shipped.find("compose.yaml")
+    with pytest.raises(ShippedFileMissing, match=r"no file that ends in '\.yml'"):
+        shipped.files("alerts", ".yml")
+
+
+def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shipped, "__file__", str(tmp_path / "lib" / "glassbus" / "shipped.py"))
+    with pytest.raises(ShippedFileMissing, match="install the package again"):
+        shipped.find("alerts/glassbus.rules.yml")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "alerts/../pyproject.toml", "README.md", "deployment"])
+def test_nothing_else_is_served(name: str) -> None:
+    with pytest.raises(ValueError, match="not within what ships"):
+        shipped.find(name)
