@@ -208,7 +208,12 @@ class MessageBus:
         self.tracer_provider = tracer_provider
         self.hub = Hub(self._wall)
         self.journal = Journal(
-            journal, state_dir=self.settings.state_dir, bus=name, wall=self._wall, state=self.hub.state
+            journal,
+            state_dir=self.settings.state_dir,
+            bus=name,
+            level=self._level.value,
+            wall=self._wall,
+            state=self.hub.state,
         )
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)

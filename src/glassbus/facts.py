@@ -185,7 +185,8 @@ class SlotRegained(_Fact, frozen=True, kw_only=True):
 class RetryScheduled(_Fact, frozen=True, kw_only=True):
     """Another attempt will be made in `delay_s`. `postponed`: the retry budget was spent.
 
-    `handling_s` is what the failure had cost when this was decided.
+    `handling_s` is what the failure had cost when this was decided. By the rule in force at most `max_attempts` are
+    made, the first `immediate` retries at once; this delay was drawn from 0 to `ceiling_s`, before any postponement.
     """
 
     delivery: Delivery
@@ -195,6 +196,9 @@ class RetryScheduled(_Fact, frozen=True, kw_only=True):
     next_attempt: int
     postponed: bool = False
     handling_s: float = 0.0
+    max_attempts: int = 0
+    immediate: int = 0
+    ceiling_s: float = 0.0
 
 
 class RecoveryEnded(_Fact, frozen=True, kw_only=True):
@@ -208,12 +212,13 @@ class RecoveryEnded(_Fact, frozen=True, kw_only=True):
 
 
 class DeliveryDeadLettered(_Fact, frozen=True, kw_only=True):
-    """At rest in the dead-letter queue with its report."""
+    """At rest in the dead-letter queue with its report. `max_attempts`: what the rule in force allowed, where asked."""
 
     delivery: Delivery
     report: ErrorReport
     reason: Literal["attempts_spent", "not_retryable", "abandoned", "owner_died", "overflow"]
     handling_s: float = 0.0
+    max_attempts: int = 0
 
 
 class DeliveryExpired(_Fact, frozen=True, kw_only=True):

@@ -163,14 +163,16 @@ def decide(
             if outcome.owner_died:
                 ran = min(ran, retry.max_attempts)
             delivery = msgspec.structs.replace(delivery, attempt=ran)
-            return _dead_letter(
-                delivery, outcome.report, "owner_died" if outcome.owner_died else "attempts_spent", now, ran, ()
-            )
+            spent: Literal["owner_died", "attempts_spent"] = "owner_died" if outcome.owner_died else "attempts_spent"
+            return _dead_letter(delivery, outcome.report, spent, now, ran, (), max_attempts=retry.max_attempts)
         case Abandoned():
             abandoned = AttemptAbandoned(at=now, delivery=delivery, ran_s=outcome.duration_s)
             told = _for_observers(outcome.report)
             failed = AttemptFailed(at=now, delivery=delivery, report=told, duration_s=outcome.duration_s)
-            return _dead_letter(delivery, outcome.report, "abandoned", now, delivery.attempt, (failed, abandoned))
+            before = (failed, abandoned)
+            return _dead_letter(
+                delivery, outcome.report, "abandoned", now, delivery.attempt, before, max_attempts=retry.max_attempts
+            )
         case Failed():
             return _after_failure(delivery, outcome, retry, now, uniform, budget, monotonic_now)
     assert_never(outcome)
@@ -186,13 +188,15 @@ def _after_failure(
     monotonic_now: float,
 ) -> Decision:
     report, attempt = outcome.report, delivery.attempt
+    most = retry.max_attempts
     failed = AttemptFailed(at=now, delivery=delivery, report=_for_observers(report), duration_s=outcome.duration_s)
     if not outcome.retryable:
-        return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,), outcome.handling_s)
-    if attempt >= retry.max_attempts:
-        return _dead_letter(delivery, report, "attempts_spent", now, attempt, (failed,), outcome.handling_s)
+        return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,), outcome.handling_s, most)
+    if attempt >= most:
+        return _dead_letter(delivery, report, "attempts_spent", now, attempt, (failed,), outcome.handling_s, most)
     postponed_s = budget.spend(monotonic_now) if budget is not None else 0.0
-    delay_s = retry.delay(attempt, uniform) + postponed_s
+    ceiling_s = retry.ceiling(attempt)
+    delay_s = ceiling_s * uniform() + postponed_s
     action: Literal["immediate_retry", "delayed_retry"] = (
         "immediate_retry" if attempt <= retry.immediate and not postponed_s else "delayed_retry"
     )
@@ -204,6 +208,9 @@ def _after_failure(
         delay_s=delay_s,
         next_attempt=attempt + 1,
         postponed=postponed_s > 0,
+        max_attempts=most,
+        immediate=retry.immediate,
+        ceiling_s=ceiling_s,
         handling_s=outcome.handling_s,
     )
     return Decision(
@@ -223,10 +230,13 @@ def _dead_letter(
     now: float,
     attempt: int,
     before: tuple[Fact, ...],
+    max_attempts: int = 0,
     handling_s: float = 0.0,
 ) -> Decision:
     shown = _for_observers(report)
-    dead = DeliveryDeadLettered(at=now, delivery=delivery, report=shown, reason=reason, handling_s=handling_s)
+    dead = DeliveryDeadLettered(
+        at=now, delivery=delivery, report=shown, reason=reason, handling_s=handling_s, max_attempts=max_attempts
+    )
     return Decision(
         State.DEAD_LETTERED,
         attempt,

@@ -13,7 +13,8 @@ import msgspec
 
 from glassbus import facts as f
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
-from glassbus.facts import Fact, FactType
+from glassbus.facts import Delivery, Fact, FactType
+from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS
 from glassbus.record.plain import STACK_CAP, plain, plain_report, text
 
@@ -34,15 +35,25 @@ QUIET: frozenset[FactType] = frozenset(
 #: Facts of a bus that comes and goes: on disk before the first thing that is worth a file.
 LIFECYCLE: frozenset[FactType] = frozenset({f.BusStarted, f.BusStopped, f.SubscriptionDeclared})
 
-#: number, at, fact type, message id, subscription, attempt, report, kept values, topic, published_at, error
-Record = tuple[int, float, FactType, str, str, int, ErrorReport | None, Any, str, float, bool]
+#: What besides its id names the trace of a message: its `traceparent`, and of a delivery how often it was replayed,
+#: the recovery under way, and when its attempt began.
+Track = tuple[str, int, tuple[str, str] | None, float]
+#: number, at, fact type, message id, subscription, attempt, report, kept values, topic, published_at, error, track
+Record = tuple[
+    int, float, FactType, str, str, int, ErrorReport | None, Any, str, float, bool, Track | None
+]  # fmt: skip
+#: Names the spans that show a fact about a delivery: `trace_id`, and `span_id` and `parent_id` where they are known,
+#: in hex. It is given the delivery without payload, and the reason or outcome in the fact. Called on any thread.
+TraceOf = Callable[[FactType, Delivery, str], dict[str, str]]
 
 
 class Entry(msgspec.Struct, frozen=True):
     """One fact as plain values. `at` is wall seconds; `report` is that of the failure it is about.
 
     `topic` and `published_at` are of its message, where it is about one. `number` counts what one process stated.
-    `error`: this fact is the failure, and is counted; others only refer to it.
+    `error`: this fact is the failure, and is counted; others only refer to it. `replays` of its delivery were before
+    it; `started_at` is when its attempt began, if that is known. The trace that shows it, in hex, where traces were
+    recorded: `span_id` is the attempt, or the replay, and `parent_id` the publish or replay above it.
     """
 
     at: float
@@ -56,6 +67,11 @@ class Entry(msgspec.Struct, frozen=True):
     published_at: float = 0.0
     number: int = 0
     error: bool = False
+    replays: int = 0
+    started_at: float = 0.0
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
 
 
 def _reader(names: tuple[str, ...]) -> Callable[[Fact], Any]:
@@ -78,26 +94,43 @@ def record_of(number: int, fact: Fact, report: ErrorReport | None, error: bool) 
     if about == 2:
         delivery = fact.delivery  # type: ignore[union-attr]
         envelope = delivery.envelope
+        headers = envelope.headers
+        track = (
+            headers.get("traceparent", "") if headers else "",
+            delivery.replays, delivery.recovering, delivery.started_at,
+        )  # fmt: skip
         return (
             number, fact.at, kind, envelope.id, delivery.subscription, delivery.attempt, report, _READ[kind](fact),
-            envelope.topic, envelope.published_at, error,
+            envelope.topic, envelope.published_at, error, track,
         )  # fmt: skip
     kept = _READ[kind](fact)
     if about:
         envelope = fact.envelope  # type: ignore[union-attr]
-        return number, fact.at, kind, envelope.id, "", 0, report, kept, envelope.topic, envelope.published_at, error
+        return (
+            number, fact.at, kind, envelope.id, "", 0, report, kept, envelope.topic, envelope.published_at, error, None,
+        )  # fmt: skip
     message_id, subscription, topic = (getattr(fact, name, "") for name in ("message_id", "subscription", "topic"))
-    return number, fact.at, kind, message_id, subscription, 0, report, kept, topic, 0.0, error
+    return number, fact.at, kind, message_id, subscription, 0, report, kept, topic, 0.0, error, None
 
 
-def entry_of(record: Record) -> Entry:
-    number, at, kind, message_id, subscription, attempt, report, kept, topic, published_at, error = record
+def entry_of(record: Record, trace_of: TraceOf | None = None) -> Entry:
+    """`record` for people and programs; `trace_of` says in which trace it is."""
+    number, at, kind, message_id, subscription, attempt, report, kept, topic, published_at, error, track = record
     names = KEPT[kind]
     values = (kept,) if len(names) == 1 else kept
     fields = {name: plain(value) for name, value in zip(names, values, strict=True)}
+    traced: dict[str, str] = {}
+    if track is None:
+        track = ("", 0, None, 0.0)
+    elif trace_of is not None:
+        headers = {"traceparent": track[0]} if track[0] else {}
+        envelope = Envelope(message_id, topic, b"", "", headers, published_at=published_at)
+        delivery = Delivery(envelope, subscription, "", attempt, recovering=track[2], replays=track[1])
+        traced = trace_of(kind, delivery, fields.get("reason") or fields.get("outcome") or "")
     return Entry(
-        at, kind.__name__, message_id, subscription, attempt, fields, report, topic, published_at, number, error
-    )
+        at, kind.__name__, message_id, subscription, attempt, fields, report, topic, published_at, number, error,
+        track[1], track[3], **traced,
+    )  # fmt: skip
 
 
 # Lines
@@ -106,13 +139,14 @@ FORMAT = 1
 
 
 class StartLine(msgspec.Struct, tag_field="kind", tag="start"):
-    """The first line of each file: whose it is. Times are wall seconds."""
+    """The first line of each file: whose it is. Times are wall seconds; `level` is that of what its bus publishes."""
 
     format: int
     process: str
     pid: int
     bus: str
     at: float
+    level: str = ""
 
 
 class SiteLine(msgspec.Struct, tag_field="kind", tag="site"):
@@ -154,6 +188,11 @@ class FactLine(msgspec.Struct, tag_field="kind", tag="fact", omit_defaults=True)
     topic: str = ""
     published_at: float = 0.0
     error: bool = False
+    replays: int = 0
+    started_at: float = 0.0
+    trace_id: str = ""
+    span_id: str = ""
+    parent_id: str = ""
 
 
 class FloodLine(msgspec.Struct, tag_field="kind", tag="flood", omit_defaults=True):
@@ -229,8 +268,8 @@ def site_line(report: ErrorReport) -> SiteLine:
     return SiteLine(text(report.fingerprint, 100), text(report.stack_trace, STACK_CAP))
 
 
-def fact_line(record: Record) -> FactLine:
-    entry = entry_of(record)
+def fact_line(record: Record, trace_of: TraceOf | None = None) -> FactLine:
+    entry = entry_of(record, trace_of)
     return FactLine(
         entry.number,
         entry.at,
@@ -243,6 +282,11 @@ def fact_line(record: Record) -> FactLine:
         text(entry.topic),
         entry.published_at,
         entry.error,
+        entry.replays,
+        entry.started_at,
+        entry.trace_id,
+        entry.span_id,
+        entry.parent_id,
     )
 
 
@@ -259,4 +303,9 @@ def entry_of_line(line: FactLine, stack_trace: str = "") -> Entry:
         line.published_at,
         line.number,
         line.error,
+        line.replays,
+        line.started_at,
+        line.trace_id,
+        line.span_id,
+        line.parent_id,
     )

@@ -70,6 +70,6 @@ class _Rest:
         self.duration_s = 0.0
 
     def line(self, outcome: str) -> FloodLine:
-        _, at, kind, _, subscription, _, report, _, _, _, error = self.last
+        _, at, kind, _, subscription, _, report, _, _, _, error, _ = self.last
         told = report_line(report) if report is not None else None
         return FloodLine(at, self.since, kind.__name__, self.count, subscription, told, error, outcome, self.duration_s)

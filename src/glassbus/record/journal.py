@@ -16,7 +16,7 @@ from glassbus.facts import Fact
 from glassbus.files import FSYNC_CHOICES, Fsync
 from glassbus.observer import ALL_FACTS, Observer
 from glassbus.record.analysis import Analysis, trends_of
-from glassbus.record.entries import LIFECYCLE, QUIET, Entry, Record, entry_of, record_of
+from glassbus.record.entries import LIFECYCLE, QUIET, Entry, Record, TraceOf, entry_of, record_of
 from glassbus.record.failures import failure_of
 from glassbus.record.flood import FloodGuard
 from glassbus.record.journalfiles import JournalFiles
@@ -98,6 +98,7 @@ class Journal(Observer):
         *,
         state_dir: str | None = None,
         bus: str = "default",
+        level: str = "",
         wall: Callable[[], float] = lambda: 0.0,
         state: Callable[[Fact], None] = lambda _fact: None,
     ) -> None:
@@ -112,6 +113,7 @@ class Journal(Observer):
         self._early: OrderedDict[str, list[Record]] = OrderedDict()
         self._prologue: deque[Record] | None = deque(maxlen=_PROLOGUE_MAX)
         self._told_failures = 0
+        self._trace_of: TraceOf | None = None
         self._state_dir: Path | None = None
         self._writer: JournalWriter | None = None
         if state_dir is not None and settings.on_disk:
@@ -123,6 +125,14 @@ class Journal(Observer):
                 queue_max=settings.entries,
                 metrics_every_s=settings.metrics_every,
             )
+            self._writer.files.level = level
+
+    def trace_with(self, trace_of: TraceOf) -> None:
+        """Keep from now on with each entry what `trace_of` says of its trace. It is asked where entries are read or
+        written, not where they are stated."""
+        self._trace_of = trace_of
+        if self._writer is not None:
+            self._writer.files.trace_of = trace_of
 
     # Being told
 
@@ -283,7 +293,7 @@ class Journal(Observer):
 
     def entries(self, limit: int = 100) -> list[Entry]:
         """The newest entries in memory, oldest first."""
-        return [entry_of(record) for record in list(self._ring)[-limit:]]
+        return [entry_of(record, self._trace_of) for record in list(self._ring)[-limit:]]
 
     def reports(self, limit: int = 100) -> list[ErrorReport]:
         """The newest error reports in memory, oldest first."""
@@ -295,7 +305,7 @@ class Journal(Observer):
 
         Reads the journal's files: on a busy service call it from a thread (`asyncio.to_thread`).
         """
-        story = [entry_of(record) for record in list(self._ring) if record[3] == message_id]
+        story = [entry_of(record, self._trace_of) for record in list(self._ring) if record[3] == message_id]
         if self._state_dir is None or self._writer is None:
             return story
         ours = {(entry.at, entry.fact, entry.subscription, entry.number) for entry in story}

@@ -21,7 +21,17 @@ from glassbus.files import (
     sync_folder,
     write_all,
 )
-from glassbus.record.entries import FORMAT, FloodLine, LostLine, Record, StartLine, encode, fact_line, site_line
+from glassbus.record.entries import (
+    FORMAT,
+    FloodLine,
+    LostLine,
+    Record,
+    StartLine,
+    TraceOf,
+    encode,
+    fact_line,
+    site_line,
+)
 
 FOLDER = "journal"
 SUFFIX = ".jsonl"
@@ -48,6 +58,9 @@ class JournalFiles:
         self.folder = state_dir / FOLDER
         self.fsync: Fsync = fsync
         self.unsynced = False
+        #: Names the trace of what is written, and the level that the first line of each file tells.
+        self.trace_of: TraceOf | None = None
+        self.level = ""
         #: Entries that could not be made into a line; a line in their place says so.
         self.unwritable = 0
         self._bus = bus
@@ -130,7 +143,7 @@ class JournalFiles:
         if isinstance(item, FloodLine | LostLine):
             return encode(item) + b"\n"
         try:
-            made = encode(fact_line(item)) + b"\n"
+            made = encode(fact_line(item, self.trace_of)) + b"\n"
         except Exception:  # noqa: BLE001 - one entry that cannot be told must not stop those after it
             self.unwritable += 1
             return encode(LostLine(item[1], 1)) + b"\n"
@@ -169,7 +182,8 @@ class JournalFiles:
         descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         try:
             lock(descriptor)  # it lives as long as we do, and tells others that the file is in use
-            start = encode(StartLine(FORMAT, self.process, os.getpid(), self._bus, time.time())) + b"\n"
+            line = StartLine(FORMAT, self.process, os.getpid(), self._bus, time.time(), self.level)
+            start = encode(line) + b"\n"
             write_all(descriptor, start)
         except OSError:
             os.close(descriptor)

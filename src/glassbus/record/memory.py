@@ -27,6 +27,8 @@ def about_bytes(ring: deque[Record], more: int = 0) -> int:
 def _bytes(record: Record) -> int:
     report, kept = record[6], record[7]
     size = sys.getsizeof(record) + sys.getsizeof(record[1]) + sys.getsizeof(record[3]) + 32
+    if record[11] is not None:
+        size += sys.getsizeof(record[11]) + 24
     if type(kept) is tuple:
         size += sys.getsizeof(kept) + sum(sys.getsizeof(value) for value in kept if type(value) in (str, float))
     if report is not None and (record[10] or record[2] in _OWN):

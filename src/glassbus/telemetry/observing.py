@@ -24,6 +24,7 @@ from glassbus.record.failures import failure_of
 from glassbus.telemetry.counts import Counts
 from glassbus.telemetry.propagation import Lineage, Place
 from glassbus.telemetry.records import FailureRecords
+from glassbus.telemetry.shown import named
 from glassbus.telemetry.source import Source
 from glassbus.telemetry.spans import SpanWriter, without_credentials
 from glassbus.telemetry.tracing import Tracing
@@ -128,6 +129,10 @@ class TelemetryObserver:
             return {}
         place = self.place(delivery)
         return {"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}
+
+    def trace_of(self, kind: FactType, delivery: Delivery, reason: str, /) -> dict[str, str]:
+        """As `record.entries.TraceOf` asks: in which trace a fact about `delivery` is shown. Any thread, any time."""
+        return named(self.tracing.lineage, kind, delivery, reason) if self.tracing.outlet.keeps_ids else {}
 
     def _retry(self, subscription: str) -> Retry | None:
         found = self._policies.get(subscription)
