@@ -78,7 +78,7 @@ def _telemetry(bus: MessageBus) -> Observer:
     for other in bus.hub.observers:
         if isinstance(other, LoggingObserver):
             other.trace_ids = observer.trace_ids
-    bus.journal.trace_with(observer.trace_of)
+    bus.hub.names_traces = observer.trace_of
     return observer
 
 

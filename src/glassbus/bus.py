@@ -215,6 +215,7 @@ class MessageBus:
             wall=self._wall,
             state=self.hub.state,
         )
+        self.journal.trace_with(self.hub.trace_of)
         self._publisher = Publisher(self.settings, self._level, self.hub, self.clock, self._codecs or (JSON,))
         self.component_breakers = ComponentBreakers(self.hub, self.clock)
         #: Breakers of a program's own, to be shown with the others.

@@ -10,13 +10,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from types import TracebackType
 from typing import Protocol, get_args, runtime_checkable
 
 from glassbus.errors import safe_text as safe_text  # it was born here, and is needed below
-from glassbus.facts import DeliveryHandled, Fact, FactType, MessagePublished, ObserverFailed, Work
+from glassbus.facts import Delivery, DeliveryHandled, Fact, FactType, MessagePublished, ObserverFailed, Work
 
 ALL_FACTS: frozenset[FactType] = frozenset(get_args(Fact))
+
+#: Names the spans that show a fact about a delivery: `trace_id`, and `span_id` and `parent_id` where they are known,
+#: in hex; nothing while nobody records traces. It is given the delivery, which need have no payload, and the reason or
+#: outcome in the fact. Called on any thread, at any time after.
+TraceOf = Callable[[FactType, Delivery, str], dict[str, str]]
 
 #: What `scope` returns when there is nothing to wrap; the hub then skips it at no cost.
 NO_SCOPE: AbstractContextManager[None] = nullcontext()
@@ -30,7 +36,9 @@ class Observer(Protocol):
     counted in `observer_failures_total` and goes no further.
 
     An observer may carry an attribute `interests`, a set of fact types, read once
-    when it is added; without it, it is shown every one.
+    when it is added; without it, it is shown every one. With `scopes_plain` False its `scope` is
+    not asked about first attempts of messages without headers, which are nearly all. A method
+    `enter_worker` is called in the context that the handlers of a subscription each get a copy of.
     """
 
     def on_fact(self, fact: Fact, /) -> None: ...
@@ -62,8 +70,10 @@ class Hub:
         self._by_type: dict[FactType, tuple[Observer, ...]] = dict.fromkeys(ALL_FACTS, ())
         self._scoping: tuple[Observer, ...] = ()
         self.shows_happy = False
-        self.scopes = False
+        self.scopes = self.scopes_plain = False
         self._only_scope: Callable[[Work], AbstractContextManager[None]] | None = None
+        #: The observer that shows traces, if there is one, says in which.
+        self.names_traces: TraceOf | None = None
         #: Raised calls for each observer, by its name.
         self.failures: dict[str, int] = {}
         for observer in observers:
@@ -88,6 +98,7 @@ class Hub:
         self._scoping = tuple(o for o in observers if _has_scope(o))
         # Asked for each message, so kept ready: does anyone wrap handlers, or want the facts of the happy path?
         self.scopes = bool(self._scoping)
+        self.scopes_plain = any(getattr(o, "scopes_plain", True) for o in self._scoping)
         self._only_scope = self._scoping[0].scope if len(self._scoping) == 1 else None
         self.shows_happy = self.wants(MessagePublished) or self.wants(DeliveryHandled)
 
@@ -120,6 +131,26 @@ class Hub:
                 if manager is not NO_SCOPE:
                     entered.append((observer, manager))
         return _Guarded(self, entered) if entered else NO_SCOPE
+
+    def trace_of(self, kind: FactType, delivery: Delivery, reason: str) -> dict[str, str]:
+        """See `TraceOf`. Never raises."""
+        if self.names_traces is None:
+            return {}
+        try:
+            return self.names_traces(kind, delivery, reason)
+        except BaseException as error:
+            self.failed(self.names_traces, "trace_of", error)
+            return {}
+
+    def enter_worker(self, context: Context) -> None:
+        """Let observers make `context` ready, which the handlers of a subscription each get a copy of. Never raises."""
+        for observer in self._observers:
+            enter = getattr(observer, "enter_worker", None)
+            if enter is not None:
+                try:
+                    context.run(enter)
+                except BaseException as error:
+                    self.failed(observer, "enter_worker", error)
 
     def show(self, observer: Observer, fact: Fact) -> None:
         """Show `fact` to one observer. Never raises."""

@@ -27,6 +27,7 @@ from glassbus.facts import (
     AttemptOverdue,
     CodecFellBack,
     Delivery,
+    DeliveryDeadLettered,
     DeliveryRedelivered,
     SettlementRefused,
     SlotRegained,
@@ -506,6 +507,10 @@ class Worker:
             self._budget,
             self._monotonic(),
         )
+        report = decision.report
+        if report is not None:  # whoever replays it need not know how its trace was named
+            dead = decision.facts[-1].delivery  # type: ignore[union-attr]
+            report.context.update(self._hub.trace_of(DeliveryDeadLettered, dead, decision.reason))
         self._transport.settle(delivery, decision, self._recorded)
 
     def _recorded(self, delivery: Delivery, decision: Decision, accepted: bool) -> None:

@@ -15,7 +15,7 @@ from glassbus import facts as f
 from glassbus.errors import ErrorCategory, ErrorReport, ErrorSeverity
 from glassbus.facts import Delivery, Fact, FactType
 from glassbus.message import Envelope
-from glassbus.observer import ALL_FACTS
+from glassbus.observer import ALL_FACTS, TraceOf
 from glassbus.record.plain import STACK_CAP, plain, plain_report, text
 
 #: Fields of each fact that are plain values, to be kept; what refers to payloads is not.
@@ -42,9 +42,6 @@ Track = tuple[str, int, tuple[str, str] | None, float]
 Record = tuple[
     int, float, FactType, str, str, int, ErrorReport | None, Any, str, float, bool, Track | None
 ]  # fmt: skip
-#: Names the spans that show a fact about a delivery: `trace_id`, and `span_id` and `parent_id` where they are known,
-#: in hex. It is given the delivery without payload, and the reason or outcome in the fact. Called on any thread.
-TraceOf = Callable[[FactType, Delivery, str], dict[str, str]]
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -14,9 +14,9 @@ from glassbus import facts as f
 from glassbus.errors import ConfigurationError, ErrorCategory, ErrorReport, ErrorSeverity, shown
 from glassbus.facts import Fact
 from glassbus.files import FSYNC_CHOICES, Fsync
-from glassbus.observer import ALL_FACTS, Observer
+from glassbus.observer import ALL_FACTS, Observer, TraceOf
 from glassbus.record.analysis import Analysis, trends_of
-from glassbus.record.entries import LIFECYCLE, QUIET, Entry, Record, TraceOf, entry_of, record_of
+from glassbus.record.entries import LIFECYCLE, QUIET, Entry, Record, entry_of, record_of
 from glassbus.record.failures import failure_of
 from glassbus.record.flood import FloodGuard
 from glassbus.record.journalfiles import JournalFiles

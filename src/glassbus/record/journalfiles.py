@@ -21,13 +21,13 @@ from glassbus.files import (
     sync_folder,
     write_all,
 )
+from glassbus.observer import TraceOf
 from glassbus.record.entries import (
     FORMAT,
     FloodLine,
     LostLine,
     Record,
     StartLine,
-    TraceOf,
     encode,
     fact_line,
     site_line,

@@ -91,6 +91,8 @@ class TelemetryObserver:
         # Bound once: these are called for each message.
         self.inject = self.tracing.inject
         self._scope = self.tracing.scope_among_strangers if source.untrusted else self.tracing.scope
+        #: A message without a header is in no sampled trace, but where that is decided here.
+        self.scopes_plain = bool(source.untrusted)
 
     @property
     def source(self) -> Source | None:
@@ -119,6 +121,11 @@ class TelemetryObserver:
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
         return self._scope(work)
 
+    def enter_worker(self) -> None:
+        """A bus may be started while a span is current: its handlers are not part of that."""
+        if get_current_span().get_span_context().is_valid:
+            attach(NOTHING_CURRENT)
+
     def place(self, delivery: Delivery, /) -> Place:
         """The span of an attempt."""
         return self.tracing.lineage.trail(delivery).own
@@ -131,7 +138,7 @@ class TelemetryObserver:
         return {"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}
 
     def trace_of(self, kind: FactType, delivery: Delivery, reason: str, /) -> dict[str, str]:
-        """As `record.entries.TraceOf` asks: in which trace a fact about `delivery` is shown. Any thread, any time."""
+        """As `observer.TraceOf` asks: in which trace a fact about `delivery` is shown. Any thread, any time."""
         return named(self.tracing.lineage, kind, delivery, reason) if self.tracing.outlet.keeps_ids else {}
 
     def _retry(self, subscription: str) -> Retry | None:

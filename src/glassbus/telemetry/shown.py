@@ -6,7 +6,10 @@ depends on more (whose span was current, what a spent budget had delayed) is not
 
 from __future__ import annotations
 
+import re
+
 from glassbus import facts as f
+from glassbus.errors import ErrorReport
 from glassbus.telemetry.propagation import Lineage, Place, replay_place
 
 #: Facts about the attempt that their delivery was claimed for.
@@ -20,10 +23,11 @@ _OF_ATTEMPT = frozenset(
 )
 #: Dead letters of which no handler has failed: their spans are below the publish or the replay.
 _NEVER_RAN = frozenset({"owner_died", "overflow"})
+_HEX = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
 
 
 def named(lineage: Lineage, kind: f.FactType, delivery: f.Delivery, reason: str) -> dict[str, str]:
-    """See `record.entries.TraceOf`. A delivery with `recovering` is on its way to another attempt, or at it."""
+    """See `observer.TraceOf`. A delivery with `recovering` is on its way to another attempt, or at it."""
     if kind in _OF_ATTEMPT or (kind is f.DeliveryDeadLettered and reason not in _NEVER_RAN):
         trail = lineage.trail(delivery)
         above = trail.origin if trail.parent and trail.origin.sampled else None
@@ -46,3 +50,11 @@ def _told(place: Place, parent: int = 0) -> dict[str, str]:
     if parent:
         told["parent_id"] = f"{parent:016x}"
     return told
+
+
+def failed_place(report: ErrorReport) -> Place | None:
+    """The attempt that a dead letter died of, as its report has kept it: true whichever bus reads it."""
+    trace, span = (report.context.get(name) for name in ("trace_id", "span_id"))
+    if not (isinstance(trace, str) and isinstance(span, str) and _HEX.fullmatch(f"{trace}-{span}")):
+        return None
+    return Place(int(trace, 16), int(span, 16), True)

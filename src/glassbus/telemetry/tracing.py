@@ -21,7 +21,7 @@ from glassbus.record.failures import Failure
 from glassbus.telemetry.attempts import AttemptSpans
 from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.light import LightSpan
-from glassbus.telemetry.live import Bare, LiveAttempts
+from glassbus.telemetry.live import LiveAttempts
 from glassbus.telemetry.outlet import (
     NOWHERE,
     Outlet,
@@ -45,6 +45,7 @@ from glassbus.telemetry.propagation import (
     trace_id_of,
     write,
 )
+from glassbus.telemetry.shown import failed_place
 from glassbus.telemetry.spans import SpanWriter, ns
 from glassbus.telemetry.surroundings import Surroundings, new_trace
 
@@ -88,8 +89,6 @@ class Tracing:
         self._publishing: dict[str, int] = {}
         self._attempts = AttemptSpans(writer, lineage)
         self._live = LiveAttempts(self._attempts, lineage, wall, succeeded)
-        # The bus was started while a span was current, so that every handler would inherit it.
-        self._inherited = False
         self._muted: f.Delivery | None = None
         # The span of the publish that the last fact told of.
         self._publish: Place | None = None
@@ -168,10 +167,10 @@ class Tracing:
         headers = work.envelope.headers
         first = work.attempt == 1 and not work.replays
         if first and (not headers or TRACEPARENT not in headers):
-            return NO_SCOPE if not self._inherited else Bare()
+            return NO_SCOPE
         outlet = self.outlet
         if not outlet.recording or (first and not self.lineage.origin(work).sampled):
-            return NO_SCOPE if not self._inherited else Bare()
+            return NO_SCOPE
         return self._live.begin(work, outlet)
 
     def scope_among_strangers(self, work: f.Delivery, /) -> AbstractContextManager[None]:
@@ -180,15 +179,13 @@ class Tracing:
             return self.scope(work)
         outlet = self.outlet
         if not outlet.recording or not _samples_root(outlet, self.lineage.origin(work).trace_id):
-            return NO_SCOPE if not self._inherited else Bare()
+            return NO_SCOPE
         return self._live.begin(work, outlet)
 
     # Facts
 
     def show(self, fact: f.Fact, failure: Failure | None) -> None:
         """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
-        if isinstance(fact, f.SubscriptionDeclared) and get_current_span().get_span_context().is_valid:
-            self._inherited = True
         if not self.outlet.recording:
             return
         match fact:
@@ -435,7 +432,8 @@ class Tracing:
     # Dead letters
 
     def _last_failure(self, fact: f.DeadLetterReplayed | f.DeadLetterDiscarded, replays: int) -> Place:
-        return self.lineage.attempt(fact.delivery, fact.report.retry_count + 1, replays)
+        kept = failed_place(fact.report)
+        return kept or self.lineage.attempt(fact.delivery, fact.report.retry_count + 1, replays)
 
     def _replayed(self, fact: f.DeadLetterReplayed) -> None:
         delivery = fact.delivery
