@@ -309,6 +309,56 @@ class Finds(Protocol):
         """Those of `wanted`, pairs of message id and subscription, that are pending, in flight or dead-lettered."""
 
 
+class Located(msgspec.Struct, frozen=True):
+    """One delivery of a message as the store has it now. Times are wall seconds, 0.0 for none.
+
+    `state` is ready, scheduled, retrying, in_flight or dead_lettered; `due_at` is when one that waits for its time is
+    ready. `attempt` counts those that were begun. `action` is that of the recovery under way. `redelivered`: why it is
+    given again. `owner` names who has it in flight, and `owner_lives` whether that is so; None: it cannot be told.
+    """
+
+    subscription: str
+    state: str
+    attempt: int
+    replays: int = 0
+    due_at: float = 0.0
+    expires_at: float = 0.0
+    first_failed_at: float = 0.0
+    action: str = ""
+    waits_for_key: bool = False
+    redelivered: str = ""
+    owner: str = ""
+    owner_lives: bool | None = None
+    dead_letter: str = ""
+
+
+class Whereabouts(msgspec.Struct, frozen=True):
+    """Where a message is: each delivery that is not settled for good.
+
+    It went to `fanout` subscriptions (0: nobody knows any more): `routed`, None where not all of them are known.
+    """
+
+    message_id: str
+    topic: str
+    published_at: float
+    priority: int = 1
+    key: str | None = None
+    fanout: int = 0
+    routed: tuple[str, ...] | None = None
+    deliveries: tuple[Located, ...] = ()
+
+
+@runtime_checkable
+class Locates(Protocol):
+    """What a transport that can tell where single messages are can do besides. Changes nothing."""
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        """Where `message_id` is; None when the store has nothing of it."""
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        """Ids of messages in the store that begin so, at most `limit`, sorted."""
+
+
 class Dialer(Protocol):
     """What the connection of a broker's transport offers to its supervisor. For the bus's loop.
 

@@ -49,9 +49,11 @@ from glassbus.transport import (
     Recorded,
     Stored,
     SubscriptionSpec,
+    Whereabouts,
 )
 from glassbus.transport.known import KnownIds, Recognised
 from glassbus.transport.ladder import make_room, overflowed, plans
+from glassbus.transport.locating import ids_like, locate
 from glassbus.transport.queue import Queue, Waiter, wanted_by
 from glassbus.transport.spill import read, restore, spill
 
@@ -606,6 +608,13 @@ class MemoryTransport:
         return None
 
     # Dead letters
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        now, monotonic = self._clock.wall(), self._clock.monotonic()
+        return locate(self._queues.values(), message_id, now, monotonic)
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        return ids_like(self._queues.values(), beginning)[:limit]
 
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
         records = [r for queue in self._queues.values() for r in queue.dead.values() if wanted_by(wanted, r)]

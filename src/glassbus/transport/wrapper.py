@@ -15,11 +15,13 @@ from glassbus.transport import (
     Forced,
     Hold,
     Listener,
+    Locates,
     QueueState,
     Recorded,
     Stored,
     SubscriptionSpec,
     Transport,
+    Whereabouts,
 )
 
 
@@ -81,6 +83,14 @@ class TransportWrapper:
 
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
         return await self._inner.dead_letters(wanted, limit)
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        """See `Locates`; None when the inner one cannot tell."""
+        return await self._inner.locate(message_id) if isinstance(self._inner, Locates) else None
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        """See `Locates`."""
+        return await self._inner.ids_like(beginning, limit) if isinstance(self._inner, Locates) else []
 
     async def replay(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
         return await self._inner.replay(ids)

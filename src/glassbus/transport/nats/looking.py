@@ -11,12 +11,12 @@ from glassbus.facts import Delivery
 from glassbus.message import Envelope
 from glassbus.policy.delivery import PENDING, State
 from glassbus.policy.ledger import Account, Audit, Ledger
-from glassbus.transport import DeadLetterFilter, DeadLetterRecord, QueueState
+from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Located, QueueState, Whereabouts
 from glassbus.transport.nats import records as r
 from glassbus.transport.nats import snapshot
 from glassbus.transport.nats.climbing import capacity
 from glassbus.transport.nats.follower import Follower
-from glassbus.transport.nats.model import Dead, Row
+from glassbus.transport.nats.model import REDELIVERED, Dead, Row
 from glassbus.transport.nats.state import Fold
 from glassbus.transport.nats.view import Place
 
@@ -134,6 +134,47 @@ async def _records(engine: Engine, letters: Sequence[tuple[Row, Dead]]) -> list[
         )
         for delivery, (_, dead), report in zip(made, letters, reports, strict=True)
     ]
+
+
+def locate(engine: Engine, message_id: str) -> Whereabouts | None:
+    """Where a message is. Looks at every delivery, which is in memory. On any thread."""
+    with engine.lock:
+        fold = engine.view.fold
+        rows = [row for row in fold.rows.values() if row.id == message_id]
+        known = fold.known.get(message_id)
+        routed = fold.names(known.routed) if known is not None else None
+        if not rows:
+            return None
+        first = rows[0]
+        made = tuple(_located(row) for row in rows)
+        fanout = len(known.routed) if known is not None else 0
+        return Whereabouts(message_id, first.topic, first.published_at, first.priority, first.key, fanout, routed, made)
+
+
+def _located(row: Row) -> Located:
+    state = _where(row)
+    due = {"scheduled": row.due_at, "retrying": row.moved_at + row.delay_s}
+    return Located(
+        row.book.name,
+        state,
+        row.attempt,
+        row.replays,
+        due.get(state, 0.0),
+        row.expires_at,
+        row.first_failed_at,
+        row.recovering[1] if row.recovering is not None else "",
+        row.place == Place.KEYED,
+        REDELIVERED[row.suspect],
+        f"owner {row.owner}" if row.owner else "",
+        None,
+        str(row.dead.id) if row.dead is not None else "",
+    )
+
+
+def ids_like(engine: Engine, beginning: str, limit: int) -> list[str]:
+    """On any thread."""
+    with engine.lock:
+        return sorted({row.id for row in engine.view.fold.rows.values() if row.id.startswith(beginning)})[:limit]
 
 
 # Auditing

@@ -31,6 +31,7 @@ from glassbus.transport import (
     SubscriptionSpec,
     Supervise,
     Supervisor,
+    Whereabouts,
 )
 from glassbus.transport.nats import looking
 from glassbus.transport.nats import records as r
@@ -343,6 +344,14 @@ class NatsTransport:
             raise TransportError(f"{self.address} is not open")
         if self._process != os.getpid():
             self._check()
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        self._check_looking()
+        return looking.locate(self._engine, message_id)
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        self._check_looking()
+        return looking.ids_like(self._engine, beginning, limit)
 
     async def audit(self) -> Audit:
         self._check()

@@ -14,7 +14,8 @@ from glassbus.errors import GlassbusError, TransportError
 from glassbus.policy.delivery import State
 from glassbus.policy.ledger import Account, Audit, Ledger
 from glassbus.policy.overflow import expanded_capacity, is_expanded
-from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Hold, QueueState, SubscriptionSpec
+from glassbus.transport import DeadLetterFilter, DeadLetterRecord, Hold, QueueState, SubscriptionSpec, Whereabouts
+from glassbus.transport.sqlite import locating
 from glassbus.transport.sqlite.admin import dead_letters
 from glassbus.transport.sqlite.books import overflow_of
 from glassbus.transport.sqlite.schema import COUNTS, FREE, KEYED, SUSPECT
@@ -159,6 +160,15 @@ class Reader:
                 if row is not None:
                     found.add((message_id, subscription))
             return found
+
+    def locate(self, message_id: str, monotonic: float) -> Whereabouts | None:
+        """Where a message is, at `monotonic` seconds of this boot."""
+        with self._reading_long() as connection:
+            return locating.locate(connection, message_id, locating.Now.at(self._wall(), monotonic, self._path))
+
+    def ids_like(self, beginning: str, limit: int) -> list[str]:
+        with self._reading_long() as connection:
+            return locating.ids_like(connection, beginning, limit)
 
     def audit(self) -> Audit:
         """Recount every row. Takes as long as it takes."""

@@ -25,6 +25,7 @@ from glassbus.transport import (
     Recorded,
     Stored,
     SubscriptionSpec,
+    Whereabouts,
 )
 from glassbus.transport.sqlite import admin
 from glassbus.transport.sqlite.membership import Membership
@@ -341,6 +342,13 @@ class SqliteTransport:
 
     async def find(self, wanted: Sequence[tuple[str, str]], /) -> set[tuple[str, str]]:
         return await self._read(lambda reader: reader.find(wanted))
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        now = self._clock.monotonic()
+        return await self._read(lambda reader: reader.locate(message_id, now))
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        return await self._read(lambda reader: reader.ids_like(beginning, limit))
 
     async def dead_letters(self, wanted: DeadLetterFilter, limit: int, /) -> list[DeadLetterRecord]:
         return await self._read(lambda reader: reader.dead_letters(wanted, limit))
