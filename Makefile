@@ -8,13 +8,23 @@ SETUP := PYTHON="$(PYTHON)" sh scripts/setup.sh "$(VENV)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint types layers lockcheck check bench format reference lock clean _run _dev _typing _bench
+.PHONY: help setup demo stack up down test lint types layers lockcheck check bench format reference lock clean _docker _run _dev _typing _bench
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: _run ## see a bus at work in this terminal: ARGS="--seconds 10"
 	@$(BIN)/glassbus demo $(ARGS)
+
+stack: _run ## the stack on this machine without Docker, and the demo watched by it: ARGS="--rate 50"
+	@$(BIN)/python scripts/local_stack.py $(ARGS)
+
+up: _docker ## the stack in Docker, with a broker; SMALL=1 leaves that out
+	$(if $(SMALL),,COMPOSE_PROFILES=brokers GLASSBUS_DEMO_URL=nats://nats:4222/demo) docker compose up --build --detach --wait $(ARGS)
+	@sed -n 's/^#   \(http.*\)/  \1/p' compose.yaml
+
+down: _docker ## end it: ARGS="--volumes" removes its data too
+	docker compose --profile brokers down $(ARGS)
 
 test: _dev ## run the tests: ARGS="-k retry" for some
 	@$(BIN)/python -m pytest $(ARGS)
@@ -53,6 +63,11 @@ lock: _dev ## lock dependencies again (needs Python 3.11): ARGS="--upgrade" for 
 clean: ## remove everything that can be made again
 	rm -rf $(VENV) build dist .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+_docker:
+	@docker compose version >/dev/null 2>&1 || { \
+	echo "This needs Docker with its compose plugin (https://docs.docker.com/compose/install); 'make stack' does without." >&2; \
+	exit 1; }
 
 _run:
 	@$(SETUP) run build runtime
