@@ -61,6 +61,7 @@ class Publisher:
         self._topics: ByTopic[PublishTally] = ByTopic()
         self._patterns: list[str] = []
         self._propagators: tuple[Propagator, ...] = ()
+        self._blank: dict[str, str] = {}
         self._sampling: tuple[Observer, ...] = ()
         started = int(clock.wall()) & 0xFFFFFFFF
         self._id_prefix = f"{started:08x}{secrets.token_hex(4)}"
@@ -137,13 +138,16 @@ class Publisher:
         """Let the propagators add to `headers`. What they add is checked like a publisher's; they take away
         nothing but trace context."""
         for propagator in self._propagators:
-            written = dict(headers)
+            # Most messages have no headers and get none: then one empty dict does for all of them.
+            written = dict(headers) if headers else self._blank
             try:
                 propagator.inject(written)
                 if not written:
                     continue
+                self._blank = {}
                 written = check_headers(written)
             except BaseException as error:  # noqa: BLE001 - a propagator may raise anything; the message goes out
+                self._blank = {}
                 self._hub.failed(propagator, "inject", error)
                 continue
             for name in [n for n in headers if n not in written and n in _TRACE_CONTEXT]:

@@ -123,6 +123,7 @@ class Worker:
             abandon=self._abandon,
         )
         self._context = copy_context()
+        hub.enter_worker(self._context)
         self._monotonic, self._wall = clock.monotonic, clock.wall
         self._argument = subscription.handler.argument
         self._function = subscription.handler.function
@@ -278,7 +279,7 @@ class Worker:
                 argument = self._argument(delivery.envelope)
                 context = self._context.copy()
                 context.run(_enter, delivery)
-                scope = hub.scope(delivery) if hub.scopes else NO_SCOPE
+                scope = hub.scope(delivery) if hub.scopes and (hub.scopes_plain or _is_told(delivery)) else NO_SCOPE
                 if scope is NO_SCOPE and self._simple:
                     coroutine = self._function(argument)
                     # A handler that waits for nothing is done after one step.
@@ -562,6 +563,11 @@ class Worker:
         if slot.delivery is not None and not slot.released:
             slot.released = slot.touched = True
             self._settle(slot.delivery, outcome)
+
+
+def _is_told(delivery: Delivery) -> bool:
+    """Whether there is more to a delivery than a first attempt of a message without headers."""
+    return bool(delivery.envelope.headers or delivery.attempt != 1 or delivery.replays)
 
 
 async def _scoped(

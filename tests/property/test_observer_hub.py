@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from typing import Any, get_args
 
 import pytest
@@ -24,6 +25,7 @@ from glassbus.facts import (
 from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS, NO_SCOPE, Hub, Observer
 from glassbus.testing import RecordingObserver
+from glassbus.worker import _is_told
 
 FACT = SubscriptionPaused(at=1.0, subscription="s")
 WORK = Delivery(Envelope("m", "t", b"", "json", {}), "s", "t", 1)
@@ -343,3 +345,46 @@ def test_the_hub_knows_whether_anyone_looks_at_the_happy_path() -> None:
         hub.remove(observer)
         assert not hub.shows_happy
     assert (Hub(lambda: 0.0).shows_happy, Hub(lambda: 0.0).scopes) == (False, False)
+
+
+def test_an_observer_that_scopes_nothing_plain_is_asked_only_about_the_rest() -> None:
+    """Most deliveries have nothing that a scope could go by; the worker asks for `scopes_plain` before it asks."""
+
+    class NotPlain(Scoping):
+        scopes_plain = False
+
+    hub = Hub(lambda: 0.0, [NotPlain("a", [])])
+    assert (hub.scopes, hub.scopes_plain) == (True, False)
+    asked = Scoping("b", [])
+    hub.add(asked)
+    assert hub.scopes_plain  # one that says nothing is asked about all
+    hub.remove(asked)
+    assert not hub.scopes_plain
+
+
+@pytest.mark.parametrize("told", [{"headers": {"a": "1"}}, {"attempt": 2}, {"replays": 1}])
+def test_a_delivery_with_more_to_it_is_shown_to_every_scope(told: dict[str, Any]) -> None:
+    headers = told.pop("headers", {})
+    delivery = Delivery(Envelope("m", "t", b"", "json", headers), "s", "t", **{"attempt": 1, **told})
+    assert _is_told(delivery)
+    assert not _is_told(WORK)
+
+
+def test_observers_make_the_context_of_handlers_ready_and_may_fail_at_it() -> None:
+    mark: ContextVar[str] = ContextVar("mark", default="")
+
+    class Marks(RecordingObserver):
+        def enter_worker(self) -> None:
+            mark.set("ready")
+
+    class Fails(RecordingObserver):
+        def enter_worker(self) -> None:
+            raise OwnBaseException
+
+    seen = Marks()
+    hub = Hub(lambda: 0.0, [Fails(), seen])
+    context = copy_context()
+    hub.enter_worker(context)
+    assert (context[mark], mark.get()) == ("ready", "")
+    assert hub.failures == {"Fails": 1}
+    assert [type(fact) for fact in seen.facts] == [ObserverFailed]

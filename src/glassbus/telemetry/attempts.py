@@ -10,7 +10,7 @@ from glassbus.message import Envelope
 from glassbus.record.failures import Failure
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import SpanData
-from glassbus.telemetry.propagation import Hint, Lineage, Place, parse
+from glassbus.telemetry.propagation import Hint, Lineage, Place
 from glassbus.telemetry.spans import SpanWriter, ns
 
 
@@ -20,13 +20,17 @@ class AttemptSpans:
         self._lineage = lineage
 
     def published(
-        self, envelope: Envelope, destination: str, parent: int, at: float, duration_s: float, outcome: str
-    ) -> list[SpanData]:
-        """A publish that its header says is sampled; none where the header is malformed."""
-        place = parse(envelope.headers)
-        if place is None or not place.sampled:
-            return []
-        return [self._writer.publish(envelope, destination, place, parent, at, duration_s, outcome)]
+        self,
+        envelope: Envelope,
+        destination: str,
+        place: Place,
+        parent: int,
+        at: float,
+        duration_s: float,
+        outcome: str,
+    ) -> tuple[SpanData]:
+        """A sampled publish."""
+        return (self._writer.publish(envelope, destination, place, parent, at, duration_s, outcome),)
 
     def process(
         self, delivery: Delivery, hint: Hint, start_ns: int, end_ns: int, running: LightSpan | None = None

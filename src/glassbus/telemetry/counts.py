@@ -49,14 +49,17 @@ class Counts:
         """Add `fact`, which is the error `failure`, if any. `example`: an attempt, or a span, whose trace shows it."""
         if type(fact) in _NOT_COUNTED:
             if example is not None and type(fact) is f.MessagePublished:
-                # Accepted messages are counted by the core; how long a sampled one took has its trace all the same.
-                labels = (self.destinations.bound(fact.destination), "accepted")
-                self._show("publish_duration_seconds", labels, fact.duration_s, example, fact.at)
+                self.published(fact, example)
             return
         with self._lock:
             if failure is not None:
                 self._error(failure, example, fact.at)
             self._count(fact, example)
+
+    def published(self, fact: f.MessagePublished, example: f.Delivery | Place) -> None:
+        """Accepted messages are counted by the core; how long a sampled one took has its trace all the same."""
+        labels = (self.destinations.bound(fact.destination), "accepted")
+        self._show("publish_duration_seconds", labels, fact.duration_s, example, fact.at)
 
     def succeeded(self, delivery: f.Delivery, duration_s: float, at: float) -> None:
         """An attempt that has a span, for an example: the core counts it. `delivery` is kept, so without a payload."""

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, set_span_in_context
+from opentelemetry.trace import Span, get_current_span, set_span_in_context
 
 from glassbus.facts import Delivery
 from glassbus.telemetry.attempts import AttemptSpans
@@ -48,22 +48,10 @@ class Live:
             self._attempts.succeeded(self)
 
 
-class Bare:
-    """Makes nothing current while a handler runs."""
-
-    __slots__ = ("_token",)
-
-    def __init__(self) -> None:
-        self._token: Token[Context] | None = None
-
-    def __enter__(self) -> None:
-        self._token = otel_context.attach(Context())
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._token is not None:
-            otel_context.detach(self._token)
+def leave_span() -> None:
+    """Have no span current in this context from now on."""
+    if get_current_span().get_span_context().is_valid:
+        otel_context.attach(Context())
 
 
 class LiveAttempts:

@@ -22,6 +22,7 @@ from glassbus.policy.retry import Retry
 from glassbus.policy.routing import matches
 from glassbus.record.failures import failure_of
 from glassbus.telemetry.counts import Counts
+from glassbus.telemetry.live import leave_span
 from glassbus.telemetry.propagation import Lineage, Place
 from glassbus.telemetry.records import FailureRecords
 from glassbus.telemetry.shown import named
@@ -109,6 +110,12 @@ class TelemetryObserver:
 
     def on_fact(self, fact: Fact, /) -> None:
         began = time.perf_counter()
+        if type(fact) is MessagePublished:  # of a sampled message: no failure, and soon to be handled
+            example = self.tracing.show_published(fact)
+            if example is not None:
+                self.counts.published(fact, example)
+            self._fact_seconds += time.perf_counter() - began
+            return
         failure = failure_of(fact)
         self.tracing.show(fact, failure)
         # What is counted has the trace that shows it as an example.
@@ -123,8 +130,7 @@ class TelemetryObserver:
 
     def enter_worker(self) -> None:
         """A bus may be started while a span is current: its handlers are not part of that."""
-        if get_current_span().get_span_context().is_valid:
-            attach(NOTHING_CURRENT)
+        leave_span()
 
     def place(self, delivery: Delivery, /) -> Place:
         """The span of an attempt."""

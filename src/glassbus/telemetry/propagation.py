@@ -21,6 +21,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ LINKED = "linked-traceparent"
 TRACESTATE_LENGTH_MAX = 512
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+_USUAL_LENGTH = 55
 _REMEMBERED_MAX = 4096
 _SPAN_BITS = (1 << 64) - 1
 
@@ -53,7 +55,14 @@ class Place(NamedTuple):
 
 def parse(headers: Mapping[str, str]) -> Place | None:
     """The place that `headers` name, or None when there is none or it is malformed."""
-    return _place(headers.get(TRACEPARENT, ""), headers.get(TRACESTATE, ""))
+    header, state = headers.get(TRACEPARENT, ""), headers.get(TRACESTATE, "")
+    # Asked several times of a message on its way. Only what is short is remembered.
+    return _usual_place(header) if len(header) == _USUAL_LENGTH and not state else _place(header, state)
+
+
+@lru_cache(maxsize=256)
+def _usual_place(header: str) -> Place | None:
+    return _place(header, "")
 
 
 def _place(header: str, state: str) -> Place | None:

@@ -11,6 +11,7 @@ the provider is used through its public face instead.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ from glassbus.telemetry.outlet import (
     links_of,
 )
 from glassbus.telemetry.pipeline import Entry, SpanQueue, Switch, Unopened
-from glassbus.telemetry.propagation import Place
+from glassbus.telemetry.propagation import Place, new_span_id, random_bits
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,50 @@ class FinishedSpan(Unopened):
         return getattr(self, name)
 
 
+class _Later:
+    """What the `size` spans of one decision are made of: worked out once, when the first of them is looked at."""
+
+    __slots__ = ("_made", "_make", "_size")
+
+    def __init__(self, make: Make, size: int) -> None:
+        self._make = make
+        self._size = size
+        self._made: list[SpanData] | None = None
+
+    def span(self, number: int) -> SpanData:
+        made = self._made
+        if made is None:
+            try:
+                made = list(self._make())
+                if len(made) != self._size:
+                    raise ValueError(f"{len(made)} spans were made of {self._size}")
+            except Exception as error:  # noqa: BLE001 - an exporter that meets it would give up its whole batch
+                _log.warning("a decision could not be made into spans: %s", type(error).__name__)
+                made = [_unmade(error) for _ in range(self._size)]
+            self._made = made
+        return made[number]
+
+
+def _unmade(error: Exception) -> SpanData:
+    """Stands for a span that could not be made."""
+    attributes = {"error.type": type(error).__qualname__, "glassbus.error.component": "telemetry"}
+    place, now = Place(random_bits(128) or 1, new_span_id(), True), time.time_ns()
+    return SpanData("error telemetry", SpanKind.INTERNAL, place, 0, attributes, now, now, error="")
+
+
+class LaterSpan(FinishedSpan):
+    """A finished span of which not even the contents are there yet."""
+
+    def __init__(self, later: _Later, number: int, outlet: SdkOutlet) -> None:
+        self._later = later
+        self._number = number
+        self._outlet = outlet
+
+    @property
+    def _made_of(self) -> SpanData:  # type: ignore[override]
+        return self._later.span(self._number)
+
+
 class _Router(SpanProcessor):
     """Shows running spans to the provider's processors, and each ended one to those it belongs to."""
 
@@ -134,6 +179,8 @@ class SdkOutlet:
         self._seen: Any = None
         self._end_only = False
         self._sole: Any = None
+        self._batches: Any = None
+        self._batch: Any = None
 
     def bounded(self, attributes: dict[str, Any]) -> BoundedAttributes:
         """What code that is not ours may have added to, within the program's limits."""
@@ -168,6 +215,11 @@ class SdkOutlet:
         if isinstance(queue, SpanQueue):
             queue.put(Entry(make, self._finished, spans))
             return
+        if queue is not None and queue is self._batches:
+            later = _Later(make, spans)
+            for number in range(spans):
+                self._batch(LaterSpan(later, number, self))
+            return
         for span in make():
             self.emit(span)
 
@@ -180,6 +232,10 @@ class SdkOutlet:
         if processors is not self._seen:
             self._end_only = processors is not None and all(type(p) in _END_ONLY for p in processors)
             self._sole = processors[0] if processors is not None and len(processors) == 1 else None
+            # The SDK's batches look at no more of a span than whether it is sampled, so it may be made later.
+            self._batch = getattr(getattr(self._sole, "_batch_processor", None), "emit", None)
+            usual = type(self._sole) is BatchSpanProcessor and "on_end" not in vars(self._sole)
+            self._batches = self._sole if usual and self._batch is not None else None
             self._seen = processors
         return self._end_only
 

@@ -184,6 +184,13 @@ class Tracing:
 
     # Facts
 
+    def show_published(self, fact: f.MessagePublished) -> f.Delivery | Place | None:
+        """The only fact of the happy path, of a sampled message: its span, and what shows it, as `shown` has it."""
+        if not self.outlet.recording:
+            return None
+        self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "accepted")
+        return self.shown(fact)
+
     def show(self, fact: f.Fact, failure: Failure | None) -> None:
         """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
         if not self.outlet.recording:
@@ -329,9 +336,12 @@ class Tracing:
         if not header.endswith("1"):
             return  # for certain not sampled, like most
         parent = self._publishing.pop(header, 0) if self._publishing else 0
-        self._publish = parse(envelope.headers)
-        make = partial(self._attempts.published, slim_envelope(envelope), destination, parent, at, duration_s, outcome)
-        self._outlet.tell(make, 1, False)
+        place = self._publish = parse(envelope.headers)
+        if place is not None and place.sampled:
+            make = partial(
+                self._attempts.published, slim_envelope(envelope), destination, place, parent, at, duration_s, outcome
+            )
+            self._outlet.tell(make, 1, False)
 
     def _publish_failed(
         self, fact: f.PublishLeftUncertain | f.PublishRefused, failure: Failure, envelope: Envelope, outcome: str
