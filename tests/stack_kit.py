@@ -37,8 +37,8 @@ def spans_of(stack: Stack, trace_id: str) -> dict[str, dict[str, Any]]:
         if error.code == 404:
             return {}
         raise
-    resources = found["result"].get("resourceSpans", [])
-    return {span["spanId"]: span for one in resources for scope in one["scopeSpans"] for span in scope["spans"]}
+    scopes = [scope for one in found["result"].get("resourceSpans", []) for scope in one.get("scopeSpans", [])]
+    return {span["spanId"]: span for scope in scopes for span in scope.get("spans", [])}
 
 
 def attributes(of: dict[str, Any]) -> dict[str, Any]:
