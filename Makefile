@@ -8,7 +8,7 @@ SETUP := PYTHON="$(PYTHON)" sh scripts/setup.sh "$(VENV)"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo stack up down test lint types layers lockcheck check bench format reference lock clean _docker _run _dev _typing _bench
+.PHONY: help setup demo stack up down test lint types layers lockcheck check bench format reference dashboards lock clean _docker _run _dev _typing _bench
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -56,6 +56,9 @@ bench: _bench ## measure against peers: ARGS="--help"
 
 reference: _dev ## write docs/reference from the catalogue
 	@$(BIN)/python scripts/telemetry_reference.py
+
+dashboards: _dev ## write dashboards/json from dashboards/*.py
+	@$(BIN)/python -m dashboards.build
 
 lock: _dev ## lock dependencies again (needs Python 3.11): ARGS="--upgrade" for newer ones
 	@$(BIN)/python scripts/lock.py $(ARGS)

@@ -1,0 +1,184 @@
+"""What every board has: variables, annotations, links to the others, and its panels laid out row by row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from grafanalib import core
+
+from dashboards import grafana
+from dashboards.grafana import Json
+from dashboards.panels import BAD, CALM, GOOD
+from dashboards.promql import RATE, Like, appeared, foreign, foreign_values, grown, label_values
+
+#: {uid: title}, in the order in which they are read.
+BOARDS = {
+    "glassbus-overview": "Overview",
+    "glassbus-errors": "Errors & recovery",
+    "glassbus-breakers": "Breakers & connections",
+    "glassbus-queues": "Queues & dead letters",
+    "glassbus-telemetry": "Telemetry & overhead",
+}
+TAG = "glassbus"
+_ACROSS = 24
+#: Where the alerts say that their runbooks are.
+RUNBOOKS = "http://localhost:9464/runbooks/"
+#: Alerts of ours.
+OURS = Like("Glassbus.+")
+
+
+class Board(NamedTuple):
+    """A board. `narrows`: whether its panels have a destination or subscription to choose."""
+
+    uid: str
+    says: str
+    panels: Sequence[core.Panel]
+    narrows: bool = True
+
+    def to_json(self) -> str:
+        title = f"Glassbus / {BOARDS[self.uid]}"
+        return grafana.board(
+            _laid_out(self.panels),
+            _variables(self.narrows),
+            _annotations(),
+            title=title,
+            uid=self.uid,
+            description=self.says,
+            tags=[TAG],
+            links=[_others(self.uid, uid, title) for uid, title in BOARDS.items() if uid != self.uid],
+            time=core.Time("now-1h", "now"),
+            refresh="30s",
+            version=1,
+        )
+
+
+def to_board(uid: str, label: str = "", variable: str = "") -> Json:
+    """A link from a value to another board, at the same time; `variable` is what the value's `label` says."""
+    chosen = f"&var-{variable}=${{__field.labels.{label}}}" if label else ""
+    return _link(f"Open {BOARDS[uid]}", f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}{chosen}")
+
+
+def cell_to_board(uid: str, variable: str) -> Json:
+    """The same from a cell of a table, whose value is what `variable` is set to."""
+    return _link(f"Open {BOARDS[uid]} for it", f"/d/{uid}?${{__url_time_range}}&var-{variable}=${{__value.raw}}")
+
+
+def to_traces(title: str, **tags: str) -> Json:
+    """A link to the traces in Jaeger whose spans have these attributes; values may hold `${__field.labels.x}`."""
+    wanted = " ".join(f"glassbus.{name}={value}" for name, value in tags.items())
+    asked = {"refId": "A", "queryType": "search", "service": "${service}", "tags": wanted, "limit": 50}
+    pane = {
+        "datasource": "${traces}",
+        "queries": [asked | {"datasource": {"type": "jaeger", "uid": "${traces}"}}],
+        "range": {"from": "${__from}", "to": "${__to}"},
+    }
+    # Grafana fills the variables in before the browser sees the address, so they stay as they are.
+    panes = json.dumps({"g": pane}, separators=(",", ":")).replace('"', "%22").replace(" ", "%20")
+    return _link(title, f"/explore?schemaVersion=1&orgId=1&panes={panes}", new=True)
+
+
+def runbook(alert: str) -> Json:
+    """A link of a panel to what to do about an alert."""
+    return _link(f"Runbook: {alert}", f"{RUNBOOKS}{alert}", new=True)
+
+
+#: The runbook of the alert that a cell names.
+RUNBOOK_OF_CELL = {"title": "Open its runbook", "url": f"{RUNBOOKS}${{__value.raw}}", "targetBlank": True}
+
+
+def _link(title: str, url: str, *, new: bool = False) -> Json:
+    return {"title": title, "url": url, "targetBlank": new}
+
+
+def _others(here: str, uid: str, title: str) -> core.DashboardLink:
+    return core.DashboardLink(
+        title=title, type="link", uri=f"/d/{uid}", icon="dashboard", includeVars=True, keepTime=True, tooltip=title
+    )
+
+
+def _variables(narrows: bool) -> list[Json]:
+    def chosen(name: str, label: str, says: str, ask: str, *, shown: bool = True) -> Json:
+        hide = core.SHOW if shown else core.HIDE_VARIABLE
+        return grafana.variable(
+            name, label, says, ask, multi=True, includeAll=True, allValue=".*", default="$__all", hide=hide
+        )
+
+    def source(name: str, label: str, says: str, kind: str) -> Json:
+        return grafana.variable(name, label, says, kind, kind="datasource")
+
+    ours = ("messages_published_total", "messages_settled_total")
+    return [
+        source("datasource", "Metrics", "The Prometheus that scrapes the buses.", "prometheus"),
+        source("traces", "Traces", "The Jaeger that keeps their traces.", "jaeger"),
+        chosen("job", "Job", "Scrape jobs of services with a bus.", label_values("job", "build_info")),
+        chosen("bus", "Bus", "Buses, by name.", label_values("bus", "build_info", within="job")),
+        chosen("instance", "Instance", "Processes.", label_values("instance", "build_info", within="job bus")),
+        chosen(
+            "destination",
+            "Destination",
+            "Declared topics and patterns. What has no destination is left out when one is chosen.",
+            label_values("destination", *ours, within="job bus"),
+            shown=narrows,
+        ),
+        chosen(
+            "subscription",
+            "Subscription",
+            "Named handlers, each with its own queue.",
+            label_values("subscription", "messages_settled_total", within="job bus"),
+            shown=narrows,
+        ),
+        grafana.variable(
+            "service",
+            "Service in Jaeger",
+            "The service that links to Jaeger search, as the collector's span metrics name it.",
+            foreign_values("service_name", "traces_span_metrics_calls_total"),
+        ),
+    ]
+
+
+def _annotations() -> list[Json]:
+    by, moved = "bus breaker from_state to_state", "breaker_transitions_total"
+    return [
+        grafana.annotation(
+            "Breakers that opened",
+            f"{grown(moved, by, RATE, to_state='open')} > 0",
+            "{{breaker}}: {{from_state}} to {{to_state}}",
+            "on bus {{bus}}",
+            BAD,
+        ),
+        grafana.annotation(
+            "Breakers that closed",
+            f"{grown(moved, by, RATE, to_state='closed')} > 0",
+            "{{breaker}}: {{from_state}} to {{to_state}}",
+            "on bus {{bus}}",
+            GOOD,
+        ),
+        grafana.annotation(
+            "Alerts",
+            foreign("ALERTS", alertname=OURS, alertstate="firing"),
+            "{{alertname}} fires",
+            "{{severity}}: {{bus}} {{subscription}}",
+            BAD,
+        ),
+        grafana.annotation(
+            "Starts and deploys",
+            appeared("build_info", "bus instance version"),
+            "{{instance}} runs {{version}}",
+            "bus {{bus}}",
+            CALM,
+        ),
+    ]
+
+
+def _laid_out(panels: Sequence[core.Panel]) -> list[core.Panel]:
+    """Each panel to the right of the last where it fits, else below; a row stands alone."""
+    x = y = high = 0
+    for panel in panels:
+        place = panel.gridPos
+        if x + place.w > _ACROSS:
+            x, y, high = 0, y + high, 0
+        place.x, place.y = x, y
+        x, high = x + place.w, max(high, place.h)
+    return list(panels)
