@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -30,7 +31,7 @@ from glassbus import (
     StorageFull,
     TransportError,
 )
-from glassbus.clock import SystemClock
+from glassbus.clock import Clock, SystemClock
 from glassbus.config import Settings, addresses
 from glassbus.errors import EndpointRefused, EndpointUnreachable, StoreCorrupt, StoreTooNew
 from glassbus.facts import DeliveryDeadLettered, DeliveryDiscarded, DeliveryExpired, OwnerLost
@@ -39,10 +40,12 @@ from glassbus.policy.delivery import Decision, State
 from glassbus.transport import DeadLetterFilter, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from glassbus.transport.nats import sweeping, view
+from glassbus.transport.nats.transport import LEASE_S
 from tests import nats_kit
 from tests.patient import Patient
 
-SOON_S = 20.0
+#: Seconds within which what must come has come, however busy the machine is.
+SOON_S = 60.0
 
 
 @pytest.fixture
@@ -56,13 +59,25 @@ def url(tmp_path: Path) -> str:
     return f"{nats_kit.shared().url}/{nats_kit.store_name(tmp_path)}"
 
 
-def transport(url: str) -> Transport:
-    return make_transport(addresses(url), settings=Settings(), clock=SystemClock(), supervise=Patient)
+class Ahead(SystemClock):
+    """The operating system's clocks, `by_s` seconds ahead: what takes long need not be waited for."""
+
+    by_s = 0.0
+
+    def monotonic(self) -> float:  # type: ignore[override]
+        return time.monotonic() + self.by_s
+
+    def wall(self) -> float:  # type: ignore[override]
+        return time.time() + self.by_s
+
+
+def transport(url: str, clock: Clock | None = None) -> Transport:
+    return make_transport(addresses(url), settings=Settings(), clock=clock or SystemClock(), supervise=Patient)
 
 
 @asynccontextmanager
-async def opened(url: str, ears: Ears | None = None) -> AsyncIterator[Transport]:
-    made = transport(url)
+async def opened(url: str, ears: Ears | None = None, clock: Clock | None = None) -> AsyncIterator[Transport]:
+    made = transport(url, clock)
     await made.open(ears or Ears())
     try:
         yield made
@@ -218,13 +233,14 @@ def test_a_close_while_the_server_is_away_keeps_its_deadline_and_refuses_what_it
         await asyncio.to_thread(server.kill)
         answers: list[bool] = []
         made.settle(delivery, handled(1), lambda _d, _c, took: answers.append(took))
-        started = asyncio.get_running_loop().time()
-        assert await made.close(0.5) == (0, 0)
-        await asyncio.sleep(0.1)
-        assert asyncio.get_running_loop().time() - started < 5
+        async with asyncio.timeout(SOON_S):
+            assert await made.close(0.5) == (0, 0)
+            while not answers:
+                await asyncio.sleep(0.01)
+            with pytest.raises(TransportError):
+                await waiting
         assert answers == [False]
-        with pytest.raises(TransportError):
-            await waiting
+        made._engine.join(SOON_S)  # type: ignore[attr-defined]
         assert not made._engine._thread.is_alive()  # type: ignore[attr-defined]
 
     asyncio.run(scenario())
@@ -397,10 +413,9 @@ def test_two_processes_share_the_work_and_none_is_done_twice(url: str) -> None:
 
 def test_a_killed_owners_deliveries_come_back_charged_and_one_at_a_time(url: str) -> None:
     async def scenario() -> None:
-        ears = Ears()
-        quick = f"{url}?lease=1"
-        async with opened(quick, ears) as made:
-            async with worker(quick, "doomed") as process:
+        ears, ahead = Ears(), Ahead()
+        async with opened(url, ears, ahead) as made:
+            async with worker(url, "doomed") as process:
                 assert process.stdout is not None
                 assert (await asyncio.wait_for(process.stdout.readline(), SOON_S)).split() == [b"ready"]
                 await made.publish([envelope(n, body=b"-1", codec="json") for n in range(2)], 0.0)
@@ -410,6 +425,8 @@ def test_a_killed_owners_deliveries_come_back_charged_and_one_at_a_time(url: str
                     while made.ledger().accounts["s"].in_flight < 2:
                         await asyncio.sleep(0.01)
                 process.send_signal(signal.SIGKILL)
+            await made.probe()  # all that it wrote was read
+            ahead.by_s = LEASE_S
             async with asyncio.timeout(SOON_S):
                 first = await made.claim("s")
             assert (first.attempt, first.redelivered) == (2, "lease_expired")
@@ -434,7 +451,7 @@ def test_an_owner_that_was_given_up_cannot_settle_and_becomes_another(url: str) 
             # It gives no sign for a while, as a process that is stopped does not.
             slow._engine._rounds._lease_s = 1000.0  # type: ignore[attr-defined]
             slow._engine._rounds.renew_at = float("inf")  # type: ignore[attr-defined]
-            async with opened(f"{url}?lease=0.5") as other, asyncio.timeout(SOON_S):
+            async with opened(url) as other, asyncio.timeout(SOON_S):
                 await other.declare(SubscriptionSpec("s", "t", 10), consume=True)
                 again = await other.claim("s")
                 assert (again.attempt, again.redelivered) == (2, "lease_expired")
@@ -446,7 +463,8 @@ def test_an_owner_that_was_given_up_cannot_settle_and_becomes_another(url: str) 
                 await other.flush()
                 assert answers == [False, True]
                 await slow.publish([envelope(2)], 0.0)
-                assert {(await made.claim("s")).envelope.id for made in (slow,)} == {"m2"}
+                assert (await slow.claim("s")).envelope.id == "m2"
+                await other.probe()  # it reads its own entry back, and so has read that claim
                 assert slow.ledger() == other.ledger()
                 assert (await other.audit()).ok
 

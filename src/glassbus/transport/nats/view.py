@@ -245,13 +245,21 @@ class View:
         """Up to `wanted` deliveries to ask for, each in its turn; they are TAKEN until they move or are put back.
 
         `running` are those in flight in this process. What has expired is added to `overdue`. What is of a priority
-        lower than `least` is left.
+        lower than `least` is left. None means that none is to be had: nobody asks again before something has changed.
         """
         lanes = self.lanes(book)
         if not lanes.waiting or book.hold.held:
             return []
-        if lanes.suspects_waiting or any(row.suspect and row.book is book for row in running):
-            return self._take_suspect(book, lanes, running, overdue)
+        if any(row.suspect and row.book is book for row in running):
+            return []
+        if lanes.suspects_waiting:
+            # After an owner died its deliveries run one at a time, and nothing of the same subscription beside them.
+            if any(row.suspect or row.book is book for row in running):
+                return []
+            found = self._next(lanes, lanes.suspects, set(), overdue)
+            if found is not None:
+                return [found]
+            # All of them have expired or wait for their keys, and that keeps nobody else waiting.
         taken: list[Row] = []
         keys: set[str] = set()
         while len(taken) < wanted:
@@ -283,18 +291,13 @@ class View:
             return row
         return None
 
-    def _take_suspect(self, book: Book, lanes: Lanes, running: list[Row], overdue: list[Row]) -> list[Row]:
-        """After an owner died its deliveries run one at a time, and nothing of the same subscription beside them."""
-        if any(row.suspect or row.book is book for row in running):
-            return []
-        found = self._next(lanes, lanes.suspects, set(), overdue)
-        return [] if found is None else [found]
-
     def put_back(self, row: Row) -> None:
         """A delivery that was TAKEN to claim it was not had: it is ready again."""
         if row.place == Place.TAKEN and self.fold.rows.get(row.d) is row:
             row.place = Place.NOWHERE
-            self._ready(row, self.lanes(row.book))
+            lanes = self.lanes(row.book)
+            self._ready(row, lanes)
+            self._free_key(row, lanes)  # it may be held back from now on, and then the next of its key must not wait
 
     def put_back_overdue(self, row: Row) -> None:
         """A delivery that was TAKEN to expire it is there yet."""
