@@ -16,7 +16,7 @@ from sqlite_kit import Desk, peek, play
 
 from glassbus.clock import SystemClock
 from glassbus.errors import TransportError, UnknownSubscription
-from glassbus.facts import OwnerLost
+from glassbus.facts import DeliveryExpired, OwnerLost
 from glassbus.policy.delivery import State
 from glassbus.testing import VirtualClock
 from glassbus.transport import Hold
@@ -358,6 +358,59 @@ def test_only_one_suspect_runs_in_a_process_over_all_its_subscriptions(path: Pat
         await two.nothing("t")
         assert await two.settle(suspect)
         assert (await two.claim("t")).redelivered == "owner_died"
+        await two.close()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("in_one_transaction", [True, False])
+def test_a_suspect_that_expired_keeps_nobody_waiting(path: Path, in_one_transaction: bool) -> None:
+    """Its process died after it had expired; the one that is left, busy then, goes on with what came later."""
+
+    async def scenario(clock: VirtualClock) -> None:
+        one, two = await Desk(path, clock).open(), await Desk(path, clock).open()
+        for desk in (one, two):
+            await desk.declare()
+        await one.publish(b"expires", expires_at=clock.wall() + 5)
+        await one.publish(b"mine")
+        assert (await one.claim()).envelope.body == b"expires"
+        busy = await two.claim()
+        await asyncio.sleep(10)
+        await two.publish(b"later")
+        one.die()
+        if in_one_transaction:
+            two.transport._writer._upkeep_at = 0.0  # it looks for the dead when it next has something to do
+        else:
+            await asyncio.sleep(30)
+            (expired,) = two.ears.recorder.of(DeliveryExpired)  # though nobody has asked for it
+            assert expired.delivery.envelope.body == b"expires"
+        waiting = asyncio.ensure_future(two.claim())
+        assert await two.settle(busy)
+        assert (await waiting).envelope.body == b"later"
+        assert two.account().expired == 1
+        assert two.stated().count("DeliveryExpired") == 1
+        await two.proven()
+        await two.close()
+
+    play(scenario)
+
+
+def test_a_suspect_given_back_after_it_expired_keeps_nobody_waiting(path: Path) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        one, two = await Desk(path, clock).open(), await Desk(path, clock).open()
+        for desk in (one, two):
+            await desk.declare()
+        await one.publish(b"expires", expires_at=clock.wall() + 50)
+        await one.claim()
+        one.die()
+        suspect = await two.claim(within_s=30)
+        await two.publish(b"later")
+        await two.nothing(within_s=60)
+        waiting = asyncio.ensure_future(two.claim())
+        assert await two.settle(suspect, State.READY, attempt=suspect.attempt - 1)
+        assert (await waiting).envelope.body == b"later"
+        assert two.stated().count("DeliveryExpired") == 1
+        await two.proven()
         await two.close()
 
     play(scenario)

@@ -87,6 +87,8 @@ class Claiming:
         self._keyed: list[int] = []
         self._expired: list[int] = []
         self._suspect_given = False
+        #: Subscriptions in which something waits behind suspects that were not to be had.
+        self.look_again: set[str] = set()
 
     def _look_for_stored(self, lanes: Lanes) -> None:
         """Find once which priorities have stored deliveries, so that the others are not asked at each turn."""
@@ -278,6 +280,8 @@ class Claiming:
                 self._suspect_given = True
                 self._give(queue, waiting, row)
                 return True
+        if rows:
+            self.look_again.add(queue.name)
         return False
 
     # Writing

@@ -185,7 +185,7 @@ class Rounds:
         publishing.write()
         if waiting:
             waiting = publishing.climb(waiting)
-        self._claimable = {name for name in publishing.climbed if claims.get(name)}
+        self._claimable = {name for name in (*publishing.climbed, *claiming.look_again) if claims.get(name)}
         return waiting
 
     def _no_space(self, txn: Transaction) -> str:

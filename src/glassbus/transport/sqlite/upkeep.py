@@ -160,6 +160,8 @@ def release(txn: Transaction, owner: int, why: int) -> int:
     connection.execute("DELETE FROM consumers WHERE owner = ?", (owner,))
     connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
     books.owners.pop(owner, None)
+    if total:
+        txn.expiry_at = txn.wall  # some of it may have expired meanwhile
     return total
 
 
