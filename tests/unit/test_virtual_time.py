@@ -182,6 +182,15 @@ def test_a_plain_function_can_sleep_in_virtual_time() -> None:
     assert run_virtual(scenario) == [pytest.approx(100), pytest.approx(100), 50.0]
 
 
+def test_a_coroutine_that_would_block_its_loop_is_told_so() -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        for block in (lambda: clock.sleep(1), clock.gate().wait):
+            with pytest.raises(RuntimeError, match=r"await asyncio\.sleep"):
+                block()
+
+    run_virtual(scenario)
+
+
 def test_a_gate_holds_a_plain_function_while_time_moves_and_time_stops_when_it_opens() -> None:
     async def scenario(clock: VirtualClock) -> float:
         started = clock.monotonic()

@@ -214,7 +214,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self.call_soon_threadsafe(_nothing)
 
     def wait_in_thread(self, wait: Wait, until: float | None) -> None:
-        """Block the calling thread in `wait`, letting time move meanwhile."""
+        """Block the calling thread in `wait`, letting time move meanwhile.
+
+        Raises RuntimeError on the loop's own thread, which would wait for ever.
+        """
+        if asyncio._get_running_loop() is self:
+            raise RuntimeError("this would block the event loop for ever; `await asyncio.sleep(…)` passes virtual time")
         wait.job = getattr(self._job, "current", None)
         with self._threads:
             if until is not None:
