@@ -39,7 +39,13 @@ LOOP_AGE_MAX_S = 10.0
 #: A request line and its headers, in bytes.
 _HEAD_BYTES_MAX = 16 * 1024
 
+#: The body of a POST, in bytes.
+_BODY_BYTES_MAX = 1024 * 1024
+
 Expose = Callable[[Any, str], tuple[str, bytes]]
+#: Answers pages of the program's own: the path, and the body of a POST or None, to a status and plain text, or None for
+#: a page that is not there. Called on threads of the server.
+Desk = Callable[[str, bytes | None], tuple[int, bytes] | None]
 
 
 class _HealthView(Protocol):
@@ -96,19 +102,25 @@ class Server:
 
 
 def serve(
-    buses: Watched | Iterable[Watched], address: str | None = None, *, registry: Any = None, expose: Expose = exposition
+    buses: Watched | Iterable[Watched],
+    address: str | None = None,
+    *,
+    registry: Any = None,
+    expose: Expose = exposition,
+    desk: Desk | None = None,
 ) -> Server:
     """Serve `buses` at `address`, `host:port` (default: the variable GLASSBUS_HTTP, else 127.0.0.1:9464).
 
     Port 0 takes a free one; the result knows which. `registry` is the Prometheus registry to show (default:
-    the global one). Raises ConfigurationError when the address is malformed, in use or not ours.
+    the global one); `desk` answers further pages. Raises ConfigurationError when the address is malformed, in use
+    or not ours.
     """
     where = address if address is not None else os.environ.get("GLASSBUS_HTTP") or DEFAULT_ADDRESS
     host, port = _parse(where)
     watched = tuple(buses) if isinstance(buses, Iterable) else (buses,)
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        http = _Http(family, (host, port), watched, registry, expose)
+        http = _Http(family, (host, port), watched, registry, expose, desk)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigurationError(
@@ -137,11 +149,13 @@ class _Http(ThreadingMixIn, HTTPServer):
         buses: tuple[Watched, ...],
         registry: Any,
         expose: Expose,
+        desk: Desk | None,
     ) -> None:
         self.address_family = family
         self.buses = buses
         self.registry = registry
         self.expose = expose
+        self.desk = desk
         self._room = threading.BoundedSemaphore(CLIENTS_MAX)
         super().__init__(address, _Handler)
 
@@ -188,6 +202,10 @@ class _Capped:
         self._left -= len(line)
         return line
 
+    def body(self, length: int) -> bytes:
+        """Of `length` bytes, after the head; fewer when the client sends no more."""
+        return self._inner.read(length)
+
     def close(self) -> None:
         self._inner.close()
 
@@ -202,6 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self._head = self.rfile = _Capped(self.rfile)  # type: ignore[assignment]
+        self._body: bytes | None = None
 
     def handle_one_request(self) -> None:
         # `timeout` is for each read, so a client that sends a byte at a time could stay for ever.
@@ -225,10 +244,24 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self.server.desk is None:
+            self.send_error(501, "nothing is taken here")
+        elif not (length.isascii() and length.isdigit() and int(length) <= _BODY_BYTES_MAX):
+            self.send_error(413, f"the body must be of at most {_BODY_BYTES_MAX} bytes, and say how many")
+        else:
+            self._body = self._head.body(int(length))
+            self._answer(body=True)
+
     def _answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
         if self._head.spent:
             status, kind, content = 431, "text/plain; charset=utf-8", b"the headers are too long\n"
+        elif (page := self._at_the_desk(path)) is not None:
+            status, kind, content = page[0], "text/plain; charset=utf-8", page[1]
+        elif self._body is not None:
+            status, kind, content = 404, "text/plain; charset=utf-8", b"not here\n"
         elif path == "/metrics":
             status, kind, content = self._metrics()
         elif path in ("/healthz", "/readyz"):
@@ -247,6 +280,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(content)
+
+    def _at_the_desk(self, path: str) -> tuple[int, bytes] | None:
+        if self.server.desk is None:
+            return None
+        try:
+            return self.server.desk(path, self._body)
+        except Exception:  # noqa: BLE001 - it is the program's own code, so any type can come
+            _log.exception("a page of the program failed: %s", path)
+            return 500, b"this page failed; see the log\n"
 
     def _metrics(self) -> tuple[int, str, bytes]:
         try:

@@ -17,7 +17,7 @@ from glassbus.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from glassbus.bus import MessageBus
-    from glassbus.server import Server
+    from glassbus.server import Desk, Server
     from glassbus.telemetry.setup import Telemetry
 
 _TRACES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -96,19 +96,20 @@ def exported_traces(service_name: str) -> Iterator[Traces]:
         telemetry.shutdown(_EXPORT_MAX_S)
 
 
-def serve_somewhere(bus: MessageBus, address: str | None) -> tuple[Server, str]:
+def serve_somewhere(bus: MessageBus, address: str | None, desk: Desk | None = None) -> tuple[Server, str]:
     """Serve /metrics, /healthz and /readyz of `bus`; the server, and a note when it is not at the usual place.
 
     `address` is host:port, or "" for the usual one; then, or with GLASSBUS_HTTP set, failing to listen is an
-    error (ConfigurationError). With None, when the usual port is in use a free one is taken.
+    error (ConfigurationError). With None, when the usual port is in use a free one is taken. `desk` answers
+    further pages.
     """
     from glassbus.server import DEFAULT_ADDRESS, serve
 
     try:
-        return serve(bus, address or None), ""
+        return serve(bus, address or None, desk=desk), ""
     except ConfigurationError:
         if address is not None or os.environ.get("GLASSBUS_HTTP"):
             raise
     host = DEFAULT_ADDRESS.rpartition(":")[0]
-    server = serve(bus, f"{host}:0")
+    server = serve(bus, f"{host}:0", desk=desk)
     return server, f"{DEFAULT_ADDRESS} is in use: metrics are at {server.url}/metrics"

@@ -20,8 +20,10 @@ import msgspec
 from glassbus import MessageBus, Outgoing, PublishRejected, PublishUncertain
 from glassbus.cli.common import CommandError, colours, count, duration
 from glassbus.cli.demo.account import Closing, close_account, print_account
+from glassbus.cli.demo.desk import Desk
 from glassbus.cli.demo.feed import Feed, InputFeed, MadeUpFeed, Spiced
 from glassbus.cli.demo.lines import Lines
+from glassbus.cli.demo.sayings import Mood
 from glassbus.cli.demo.service import subscribe_intake, subscribe_service
 from glassbus.cli.demo.state import Demo
 from glassbus.cli.demo.strike import Strike
@@ -93,6 +95,7 @@ class _Run:
 
     async def run(self) -> Closing:
         options = self.options
+        self._loop = asyncio.get_running_loop()
         scenario = scenario_of(options.fault) if options.fault else None
         self.bus = bus = MessageBus(
             self.url,
@@ -116,7 +119,7 @@ class _Run:
         if scenario is not None:
             self.strike = Strike(scenario, bus, self.watch, options.seconds, seed=options.seed)
             self.demo.strike = self.strike
-        server, note = serve_somewhere(bus, options.serve)
+        server, note = serve_somewhere(bus, options.serve, Desk(self._tell_from_afar))
         self.demo.metrics_url = f"{server.url}/metrics"
         self.demo.notes += [note] if note else []
         with contextlib.closing(feed), server:
@@ -144,6 +147,10 @@ class _Run:
         for pattern in sorted(patterns - self.patterns - {"orders.>"}):
             self.patterns.add(pattern)
             subscribe_intake(self.bus, pattern)
+
+    def _tell_from_afar(self, mood: Mood, text: str, key: str) -> None:
+        """Add news from another thread than the loop's."""
+        self._loop.call_soon_threadsafe(self.watch.tell, time.time(), mood, text, key)
 
     # The three things that go on at once
 
