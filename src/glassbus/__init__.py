@@ -49,6 +49,7 @@ from glassbus.errors import (
     TransportError,
     UnknownDeadLetter,
     UnknownEscalation,
+    UnknownMessage,
     UnknownSubscription,
     WouldBlockLoop,
     redact_errors,
@@ -68,6 +69,7 @@ from glassbus.recovery.channels import Alertmanager, Webhook
 from glassbus.recovery.connections import Connection
 from glassbus.recovery.escalation import Escalation
 from glassbus.recovery.health import Health, HealthStatus
+from glassbus.story import Story
 
 
 def _telemetry(bus: MessageBus) -> Observer:
@@ -158,10 +160,12 @@ __all__ = [
     "StoreLocked",
     "StoreReadOnly",
     "StoreTooNew",
+    "Story",
     "SubscriptionExists",
     "TransportError",
     "UnknownDeadLetter",
     "UnknownEscalation",
+    "UnknownMessage",
     "UnknownSubscription",
     "Webhook",
     "WouldBlockLoop",

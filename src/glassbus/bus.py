@@ -29,6 +29,7 @@ from glassbus.errors import (
     PublishUncertain,
     SubscriptionExists,
     TransportError,
+    UnknownMessage,
     UnknownSubscription,
     shown,
 )
@@ -63,6 +64,7 @@ from glassbus.pulse import Pulse
 from glassbus.record.fingerprint import FailureSites
 from glassbus.record.journal import Journal, JournalSettings
 from glassbus.record.tally import PublishTally, Tally
+from glassbus.record.telling import Told
 from glassbus.recovery.connections import Connection
 from glassbus.recovery.credentials import CredentialsSource, check_source
 from glassbus.recovery.emergency import DEADLINE_S, Emergency
@@ -75,6 +77,7 @@ from glassbus.recovery.queue import Growth
 from glassbus.recovery.resources import Intake
 from glassbus.recovery.resting import Resting
 from glassbus.recovery.sources import Source
+from glassbus.story import FORGETS, Story, ask, tell
 from glassbus.subscription import Subscription, make_subscription
 from glassbus.switches import Breakers
 from glassbus.transport import Forced, Hold, Listener, QueueState, Spools, Stored, Transport, let_grow
@@ -308,6 +311,11 @@ class MessageBus:
     def address(self) -> str:
         """Where its messages are, without credentials."""
         return self._transport.address
+
+    @property
+    def store(self) -> Transport:
+        """What keeps its messages, for commands that look at it."""
+        return self._transport
 
     @property
     def untrusted(self) -> tuple[str, ...]:
@@ -905,6 +913,23 @@ class MessageBus:
     async def audit(self) -> Audit:
         """Recount every row of the store against its ledger. Reads all of it: not for a tight loop."""
         return await self._transport.audit()
+
+    async def explain(self, message_id: str) -> Story:
+        """All that is known of one message: where it is, each attempt and decision and why, and in which traces.
+
+        From the journal, of every process that shares the state directory, and from the store. A message that never
+        failed has no lines in the journal: of it, only where it waits is known. Reads files, on a thread.
+        Raises UnknownMessage, and TransportError before the bus is started.
+        """
+        self._check_started()
+        found: list[Told] = []
+        read = self.clock.on_thread(lambda: found.append(self.journal.told(message_id)))
+        await get_running_loop().run_in_executor(None, read)
+        asked = await ask(self._transport, message_id) if self._state == "running" else None
+        story = tell(message_id, found[0], asked, self._wall())
+        if story is None:
+            raise UnknownMessage(f"nothing is known of a message {shown(message_id)}: {FORGETS}")
+        return story
 
     def health(self) -> Health:
         """How the bus is now. Rates are of the last 5 minutes; what cannot be told is `unknown`."""

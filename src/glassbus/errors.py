@@ -35,6 +35,7 @@ GlassbusError
 │   └── PayloadUndecodable        the stored bytes do not fit the handler's type
 ├── UnknownDeadLetter             no dead letter of that id
 ├── UnknownEscalation             no escalation of that fingerprint is open
+├── UnknownMessage                neither the journal nor the store knows a message of that id
 ├── ShippedFileMissing            the installation lacks a file that ships; also a FileNotFoundError
 ├── WouldBlockLoop                a blocking call in a thread whose event loop it would stop; also a RuntimeError
 └── BreakerOpen                   refused by a circuit breaker; also a RuntimeError
@@ -241,6 +242,10 @@ class UnknownDeadLetter(GlassbusError, LookupError):
 
 class WouldBlockLoop(GlassbusError, RuntimeError):
     """A blocking call was made in a thread that runs an event loop, which would stand still; nothing was done."""
+
+
+class UnknownMessage(GlassbusError, LookupError):
+    """Neither the journal nor the store knows a message of that id, any more or at all."""
 
 
 class UnknownEscalation(GlassbusError, LookupError):

@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
         "glassbus.cli.errors",
         "what failed, and whether it is more than usual: list, show, stats, trends, report",
     ),
+    ("explain", "glassbus.cli.explain", "the story of one message: what happened to it, why, and where it is"),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
     ("escalations", "glassbus.cli.escalations", "what somebody must know of: list, acknowledge, resolve"),
 )

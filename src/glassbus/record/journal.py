@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,11 @@ from glassbus.record.journalwriter import JournalWriter
 from glassbus.record.memory import about_bytes
 from glassbus.record.metricsfile import METRICS_EVERY_S, METRICS_NAME, MetricsFile
 from glassbus.record.plain import plain_report
-from glassbus.record.reading import read_story
+from glassbus.record.reading import JournalReader, read_story
 from glassbus.record.report import text_report
 from glassbus.record.report_html import html_report
 from glassbus.record.statistics import ErrorStatistics
+from glassbus.record.telling import AROUND, Process, Told, told_by
 from glassbus.record.trends import Trend
 
 _HAPPY = frozenset({f.MessagePublished, f.DeliveryHandled})
@@ -104,6 +106,7 @@ class Journal(Observer):
     ) -> None:
         self.settings = settings = settings if settings is not None else JournalSettings()
         self._wall = wall
+        self._bus, self._level = bus, level
         self._state = state
         self._ring: deque[Record] = deque(maxlen=settings.entries)
         self._numbers = itertools.count(1)
@@ -314,6 +317,23 @@ class Journal(Observer):
         return sorted(story, key=lambda entry: (entry.at, entry.number))
 
     def statistics(self) -> dict[str, Any]:
+    def told(self, message_id: str) -> Told:
+        """All that is known of one message and of what was around it, from memory and from disk, of every process.
+
+        Reads the journal's files: on a busy service call it from a thread.
+        """
+        writer = self._writer
+        name = writer.files.process if writer is not None else str(os.getpid())
+        here = Process(name, os.getpid(), self._bus, self._level)
+        kept = [record for record in list(self._ring) if record[3] == message_id or record[2] in AROUND]
+        found = {(name, record[0]): (entry_of(record, self._trace_of), here) for record in kept}
+        if self._state_dir is None:
+            return Told.of(found.values(), [], ())
+        stored = told_by(JournalReader(self._state_dir), message_id)
+        for entry, process in (*stored.entries, *stored.around):
+            found.setdefault((process.name, entry.number), (entry, process))
+        return Told.of(found.values(), stored.floods, stored.notes)
+
         """Counts since the start and over the last hour and day, as JSON-ready values; see ErrorStatistics.snapshot.
 
         `journal` says how the journal itself is: entries in memory, waiting for the disk, dropped or folded, trouble.

@@ -95,6 +95,22 @@ class JournalReader:
                         found.append(entry_of_line(line, self._stack(line.report, path)))
         return sorted(found, key=lambda entry: (entry.at, entry.number))
 
+    def found(self, *needles: bytes) -> Iterator[tuple[StartLine | None, FactLine | FloodLine]]:
+        """The lines that hold one of `needles`, each with the first line of its file. Decodes those alone."""
+        for path in journal_files(self.state_dir):
+            self._stacks.clear()
+            start: StartLine | None = None
+            for number, block in enumerate(self._blocks(path, None)):
+                if not number:
+                    start = _start(block)
+                at = {place for needle in needles for place in _places(block, needle)}
+                if not block.endswith(b"\n"):  # a process died as it wrote it, or is just writing it
+                    at.add((block.rfind(b"\n") + 1, len(block)))
+                for begin, end in sorted(at):
+                    line = self._decoded(block[begin:end])
+                    if line is not None:
+                        yield start, line
+
     def stack_of(self, fingerprint: str) -> str:
         """The stack of a fingerprint, from the lines read so far."""
         return self._stacks.get(fingerprint, "")
@@ -173,13 +189,26 @@ def _sane(line: FactLine | FloodLine) -> bool:
     )
 
 
+def _start(block: bytes) -> StartLine | None:
+    try:
+        line = decode(block[: block.find(b"\n")])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # then nobody knows whose file it is
+        return None
+    return line if isinstance(line, StartLine) else None
+
+
 def _lines_with(block: bytes, needle: bytes) -> Iterator[bytes]:
+    return (block[start:end] for start, end in _places(block, needle))
+
+
+def _places(block: bytes, needle: bytes) -> Iterator[tuple[int, int]]:
+    """Where the lines with `needle` begin and end."""
     at = block.find(needle)
     while at >= 0:
         start = block.rfind(b"\n", 0, at) + 1
         end = block.find(b"\n", at)
         end = len(block) if end < 0 else end
-        yield block[start:end]
+        yield start, end
         at = block.find(needle, end)
 
 
