@@ -52,7 +52,7 @@ def render(text: str, addresses: Mapping[str, str]) -> str:
     Raises KeyError for an address of compose.yaml that `addresses` does not have.
     """
     moved = _ADDRESS.sub(lambda found: addresses[found[0]], text)
-    return moved.replace("../alerts/", f"{shipped.find('alerts')}/")
+    return moved.replace("../alerts/", f"{shipped.find('alerts/glassbus.rules.yml').parent}/")
 
 
 def loopback(usual: bool) -> dict[str, str]:

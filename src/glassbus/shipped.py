@@ -11,7 +11,15 @@ from pathlib import Path
 from glassbus.errors import ShippedFileMissing
 
 #: What ships. A folder ships whole.
-SHIPPED = ("alerts", "dashboards/json", "deploy", "compose.yaml", "otel-collector.yaml")
+SHIPPED = (
+    "alerts/alertmanager.yml",
+    "alerts/glassbus.rules.yml",
+    "alerts/runbooks",
+    "compose.yaml",
+    "dashboards/json",
+    "deploy",
+    "otel-collector.yaml",
+)
 
 
 def root() -> Path:

@@ -19,13 +19,13 @@ def test_a_checkout_serves_its_own_files() -> None:
 
 def test_files_in_the_package_come_before_any_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     installed = tmp_path / "glassbus" / "shipped_files"
-    (installed / "alerts").mkdir(parents=True)
+    (installed / "deploy").mkdir(parents=True)
     monkeypatch.setattr(shipped, "__file__", str(tmp_path / "glassbus" / "shipped.py"))
-    assert shipped.find("alerts") == installed / "alerts"
+    assert shipped.find("deploy") == installed / "deploy"
     with pytest.raises(ShippedFileMissing, match=r"compose\.yaml is missing"):
         shipped.find("compose.yaml")
     with pytest.raises(ShippedFileMissing, match=r"no file that ends in '\.yml'"):
-        shipped.files("alerts", ".yml")
+        shipped.files("deploy", ".yml")
 
 
 def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
