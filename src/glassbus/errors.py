@@ -365,8 +365,12 @@ def redacted(text: str) -> str:
 def safe_text(error: BaseException, cap: int = 1024) -> str:
     """`str(error)`, capped, redacted (see `redact_errors`), for any exception however hostile. Never raises."""
     try:
+        text = str(error)
+        plain = type(text) is str and len(text) <= cap and text.isascii() and text.isprintable()
+        if plain and "://" not in text and _also is None:
+            return text  # nothing to cut, to escape or to take out: so are most
         # str.__str__: the answer may be of a subclass with methods of its own.
-        text = _cut(str.__str__(str(error)), cap + _BEYOND)
+        text = _cut(str.__str__(text), cap + _BEYOND)
         text = text.encode("utf-8", "replace").decode()
     except BaseException as raised:  # noqa: BLE001 - a user's __str__ may raise anything
         return f"<{type_name(type(error))} whose __str__ raised {type_name(type(raised))}>"

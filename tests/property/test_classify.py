@@ -41,6 +41,7 @@ from glassbus.classification import (
     Rule,
     classify,
     codes,
+    standing_of,
     verdicts,
 )
 from glassbus.classification.families import FAMILIES
@@ -562,3 +563,95 @@ def test_a_report_is_plain_values() -> None:
     shown = report.to_dict()
     assert json.loads(json.dumps(shown)) == shown
     assert (shown["category"], shown["severity"]) == ("timeout_error", "high")
+
+
+# What is kept for a failure site
+
+
+class Told(Exception):
+    """Carries its status as an attribute of its own."""
+
+    def __init__(self, status: int | None = None) -> None:
+        if status is not None:
+            self.status_code = status
+
+
+class Always503(Exception):
+    status = 503
+
+
+class Computed(Exception):
+    @property
+    def http_status(self) -> int:
+        return 503
+
+
+class Anything(Exception):
+    def __getattr__(self, name: str) -> int:
+        return 503
+
+
+def describe(sites: FailureSites, error: BaseException) -> Classification:
+    report = sites.describe(error, error_id="1", at=1.0, component="handler", context={})
+    return report.category, report.severity
+
+
+def within(error: BaseException, context: BaseException) -> BaseException:
+    error.__context__ = context
+    return error
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        (OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "no"), OSError(errno.ENOSPC, "full")),
+        (TypeError("odd"), TypeError("cannot pickle '_thread.lock' object"), TypeError("odd")),
+        (TypeError("cannot pickle 'module' object"), TypeError("odd")),
+        (Told(), Told(401), Told(), Told(503)),
+        (Told(429), Told()),
+        (Unknown("a"), within(Unknown("b"), TimeoutError()), Unknown("c"), within(Unknown("d"), PermissionError())),
+        (within(Unknown("a"), TimeoutError()), Unknown("b")),
+        (ExceptionGroup("g", [TimeoutError()]), ExceptionGroup("g", [PermissionError()])),
+        (Always503(), Computed(), Anything()),
+        (ssl.SSLError(1, "x"), ssl.SSLError(1, "y")),
+        (json.JSONDecodeError("x", "", 0), ValueError("y"), UnicodeDecodeError("utf-8", b"", 0, 1, "z")),
+    ],
+    ids=lambda errors: type(errors[0]).__name__,
+)
+def test_one_site_may_raise_what_is_classified_in_several_ways(errors: tuple[BaseException, ...]) -> None:
+    """What is kept of a site never answers for a failure that says something else."""
+    sites = FailureSites()
+
+    def raised(error: BaseException) -> BaseException:
+        held = error.__context__
+        try:
+            raise error
+        except BaseException as caught:
+            caught.__context__ = held
+            return caught
+
+    assert [describe(sites, raised(error)) for error in errors] == [classify(error) for error in errors]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), TimeoutError(), OwnConnectionError(), Unknown("x"), KeyError(1)])
+def test_most_sites_are_classified_once(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = FailureSites()
+    first = describe(sites, error)
+    monkeypatch.setattr(sites, "classify", None)  # would raise, and be told as unknown
+    assert describe(sites, error) == first == classify(error)
+
+
+def test_a_rule_is_asked_about_each_failure() -> None:
+    """The same site, another answer: a rule may look at the instance, at the time, at anything."""
+    answers = [verdicts.TIMEOUT, verdicts.ACCESS, None]
+    sites = FailureSites((lambda _error: answers.pop(0),))
+    assert [describe(sites, ValueError("x")) for _ in range(3)] == [
+        verdicts.TIMEOUT,
+        verdicts.ACCESS,
+        verdicts.PROCESSING,
+    ]
+
+
+def test_nothing_is_kept_of_what_may_say_something_else() -> None:
+    for error in (OSError(2, "x"), Always503(), Computed(), Anything(), ExceptionGroup("g", [ValueError()])):
+        assert standing_of(error) is None, error

@@ -89,6 +89,36 @@ def test_totals_are_exact_however_many_fingerprints_are_let_go(errors: list[tupl
     json.dumps(found)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-90, 400),
+            st.integers(0, 2),
+            st.sampled_from([ErrorCategory.TIMEOUT_ERROR, ErrorCategory.CONNECTION_ERROR]),
+            st.sampled_from(["", "charge", "ship"]),
+            st.booleans(),
+        ),
+        max_size=60,
+    )
+)
+def test_reports_that_come_in_runs_count_as_each_by_itself(told: list[tuple[int, int, Any, str, bool]]) -> None:
+    """`report` counts a run apart; whoever looks, and whenever, sees what `error` would have made of each."""
+    runs, each = ErrorStatistics(NOW), ErrorStatistics(NOW)
+    for number, (after, site, category, subscription, looks) in enumerate(told):
+        at, name = NOW + after, f"print-{site}"
+        report = ErrorReport(f"e{number}", at, category, ErrorSeverity.HIGH, f"message {number}", fingerprint=name)
+        runs.report(report, at, subscription)
+        each.error(at, category, ErrorSeverity.HIGH, name, "", "handler", f"message {number}", subscription)
+        if looks:
+            assert runs.fingerprints() == each.fingerprints()
+    runs.tick(NOW + 400)
+    each.tick(NOW + 400)
+    assert runs.snapshot(NOW + 400) == each.snapshot(NOW + 400)
+    assert runs.minutes_of("total", NOW + 400, 10) == each.minutes_of("total", NOW + 400, 10)
+    assert runs.slots_of("print-0", NOW + 400, 4) == each.slots_of("print-0", NOW + 400, 4)
+    assert runs.seen("timeout_error") == each.seen("timeout_error")
+
+
 @given(st.lists(st.tuples(st.sampled_from(["succeeded", "failed", "refused"]), st.floats(0, 100)), max_size=50))
 def test_recoveries_are_rated_by_those_that_ended(endings: list[tuple[str, float]]) -> None:
     kept = ErrorStatistics(NOW)

@@ -19,6 +19,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -47,7 +48,17 @@ from glassbus.classification.verdicts import (
 )
 from glassbus.errors import ErrorCategory, ErrorSeverity
 
-__all__ = ["CLASSIFICATIONS", "UNKNOWN", "Classification", "Classifier", "Rule", "RuleFailed", "classify"]
+__all__ = [
+    "CLASSIFICATIONS",
+    "UNKNOWN",
+    "Classification",
+    "Classifier",
+    "Rule",
+    "RuleFailed",
+    "Standing",
+    "classify",
+    "standing_of",
+]
 
 #: A user's rule: an answer, or None where it has none.
 Rule = Callable[[BaseException], Classification | None]
@@ -81,8 +92,12 @@ def _of_serializer(error: BaseException) -> Finding:
         if trace.tb_next is None and trace.tb_frame.f_globals.get("__name__") in _SERIALIZERS:
             return UNREADABLE
         trace = trace.tb_next
+    return UNREADABLE if _unpicklable(error) else PROCESSING
+
+
+def _unpicklable(error: BaseException) -> bool:
     first = error.args[0] if error.args else None
-    return UNREADABLE if type(first) is str and first.startswith(("cannot pickle ", "Can't pickle ")) else PROCESSING
+    return type(first) is str and first.startswith(("cannot pickle ", "Can't pickle "))
 
 
 # Looked up along the exception type's MRO, so the nearest ancestor wins.
@@ -145,6 +160,66 @@ def classify(error: BaseException) -> Classification:
         return _look(error, set()) or UNKNOWN
     except BaseException:  # noqa: BLE001 - an exception may raise at any touch, and is then unknown
         return UNKNOWN
+
+
+class Standing(NamedTuple):
+    """What `classify` says of every failure of one site (type and stack) that `holds` is true of.
+
+    `says`, `carries`, `within`: it also took that its text, its attributes, and what was being handled
+    when it was raised told nothing else.
+    """
+
+    classification: Classification
+    says: bool = False
+    carries: bool = False
+    within: bool = False
+
+    def holds(self, error: BaseException) -> bool:
+        """Raises whatever a hostile exception raises."""
+        if self.says and _unpicklable(error):
+            return False
+        if self.carries and not codes.STATUS_NAMES.isdisjoint(error.__dict__):
+            return False
+        return not self.within or error.__context__ is None or error.__suppress_context__
+
+
+def standing_of(error: BaseException) -> Standing | None:
+    """What is known of the site of `error`; None where each of its failures must be looked at. Never raises."""
+    try:
+        return _standing(error)
+    except BaseException:  # noqa: BLE001 - as in `classify`
+        return None
+
+
+def _standing(error: BaseException) -> Standing | None:
+    kind = type(error)
+    for ancestor in kind.__mro__:
+        known = _BY_TYPE.get(ancestor)
+        if known is _of_serializer:
+            return None if _unpicklable(error) else Standing(classify(error), says=True)
+        if known is not None:
+            return Standing(known) if isinstance(known, tuple) else None
+        family = FAMILIES.get(ancestor.__module__.partition(".")[0])
+        if family is not None:
+            if family.look is not None:
+                return None
+            named = family.names.get(ancestor.__name__)
+            if named is not None:
+                return Standing(named)
+    if error.__cause__ is not None or any(map(_may_carry, kind.__mro__)):
+        return None
+    found = Standing(UNKNOWN, carries=True, within=True)
+    return found if found.holds(error) else None
+
+
+def _may_carry(kind: type) -> bool:
+    """Whether exceptions of `kind` may carry more than their `__dict__` shows: a status, or others."""
+    if kind is object or kind is BaseException:
+        return False
+    if kind is BaseExceptionGroup:
+        return True
+    members = vars(kind)
+    return not codes.STATUS_NAMES.isdisjoint(members) or "__getattr__" in members or "__getattribute__" in members
 
 
 class Classifier:

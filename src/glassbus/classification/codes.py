@@ -78,11 +78,16 @@ _BY_STATUS: dict[int, Classification] = {
 }
 
 
+_STATUS = ("status_code", "status", "http_status")
+#: Attributes by which `by_status` can find anything.
+STATUS_NAMES = frozenset({"response", *_STATUS})
+
+
 def by_status(error: BaseException) -> Finding:
     """By the HTTP status that it, or its `response`, carries."""
     response = getattr(error, "response", None)
     for holder in (error,) if response is None else (response, error):
-        for name in ("status_code", "status", "http_status"):
+        for name in _STATUS:
             found = of_status(getattr(holder, name, None))
             if found is not None:
                 return found

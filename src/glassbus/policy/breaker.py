@@ -127,9 +127,11 @@ class DistinctFailures(Generic[Cause]):
         self._slices: deque[list[float]] = deque()  # [start, successes]
         self._successes = 0.0  # their sum
         self._failing: dict[Hashable, tuple[float, Cause]] = {}
+        self._lapse_at = 0.0  # nothing leaves the window before then
 
     def succeeded(self, key: Hashable, now: float, count: int = 1, /) -> None:
-        self._failing.pop(key, None)
+        if self._failing:
+            self._failing.pop(key, None)
         self._successes += count
         if self._slices and now < self._slices[-1][0] + self._slice_s:
             self._slices[-1][1] += count
@@ -138,23 +140,36 @@ class DistinctFailures(Generic[Cause]):
             self._forget(now)
 
     def failed(self, key: Hashable, cause: Cause, now: float, /) -> None:
-        self._failing.pop(key, None)  # re-inserted last, so that the dict stays in order of time
-        self._failing[key] = (now, cause)
-        if len(self._failing) > self.FAILING_MAX:
-            del self._failing[next(iter(self._failing))]
-        self._forget(now)
+        failing = self._failing
+        if key in failing:
+            del failing[key]  # re-inserted last, so that the dict stays in order of time
+        failing[key] = (now, cause)
+        if len(failing) > self.FAILING_MAX:
+            del failing[next(iter(failing))]
+        if now + self.window_s < self._lapse_at:
+            self._lapse_at = now + self.window_s
+        elif now >= self._lapse_at:
+            self._forget(now)
 
     def _forget(self, now: float) -> None:
-        while self._slices and self._slices[0][0] + self._slice_s <= now - self.window_s:
+        self._lapse_at = now + self.window_s
+        while self._slices:
+            lapses_at = self._slices[0][0] + self._slice_s + self.window_s
+            if lapses_at > now:
+                self._lapse_at = min(self._lapse_at, lapses_at)
+                break
             self._successes -= self._slices.popleft()[1]
         while self._failing:
             oldest = next(iter(self._failing))
-            if self._failing[oldest][0] > now - self.window_s:
+            lapses_at = self._failing[oldest][0] + self.window_s
+            if lapses_at > now:
+                self._lapse_at = min(self._lapse_at, lapses_at)
                 break
             del self._failing[oldest]
 
     def tripped(self, now: float, /) -> str:
-        self._forget(now)
+        if now >= self._lapse_at:
+            self._forget(now)
         failing = len(self._failing)
         seen = failing + int(self._successes)
         if seen >= self.minimum and failing >= self.ratio * seen:

@@ -10,7 +10,6 @@ ready ──claim──> in_flight ──> handled
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from enum import IntEnum
 from typing import Literal, assert_never
 
@@ -30,6 +29,9 @@ from glassbus.facts import (
     RetryScheduled,
 )
 from glassbus.policy.retry import Retry, RetryBudget
+
+#: What `copy.copy` calls in the end, at a quarter of its cost.
+_copy: Callable[[ErrorReport], ErrorReport] = ErrorReport.__copy__  # type: ignore[attr-defined]
 
 
 class State(IntEnum):
@@ -188,8 +190,8 @@ def _after_failure(
     monotonic_now: float,
 ) -> Decision:
     report, attempt = outcome.report, delivery.attempt
-    most = retry.max_attempts
     failed = AttemptFailed(at=now, delivery=delivery, report=_for_observers(report), duration_s=outcome.duration_s)
+    most = retry.max_attempts
     if not outcome.retryable:
         return _dead_letter(delivery, report, "not_retryable", now, attempt, (failed,), outcome.handling_s, most)
     if attempt >= most:
@@ -208,10 +210,10 @@ def _after_failure(
         delay_s=delay_s,
         next_attempt=attempt + 1,
         postponed=postponed_s > 0,
+        handling_s=outcome.handling_s,
         max_attempts=most,
         immediate=retry.immediate,
         ceiling_s=ceiling_s,
-        handling_s=outcome.handling_s,
     )
     return Decision(
         State.READY if action == "immediate_retry" else State.RETRYING,
@@ -230,8 +232,8 @@ def _dead_letter(
     now: float,
     attempt: int,
     before: tuple[Fact, ...],
-    max_attempts: int = 0,
     handling_s: float = 0.0,
+    max_attempts: int = 0,
 ) -> Decision:
     shown = _for_observers(report)
     dead = DeliveryDeadLettered(
@@ -249,8 +251,8 @@ def _dead_letter(
 
 def _for_observers(report: ErrorReport) -> ErrorReport:
     """A copy for one fact: reports can be written on, and what one is told must not change what others are."""
-    shown = copy(report)
-    shown.context = dict(report.context)
+    shown = _copy(report)
+    shown.context = report.context.copy()
     return shown
 
 

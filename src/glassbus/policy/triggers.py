@@ -241,6 +241,11 @@ class Triggers:
     def __init__(self, minimum: ErrorSeverity) -> None:
         self._minimum = RANK[minimum]
 
+    def concerned(self, fact: Fact) -> bool:
+        """Whether `alarms` or `healed` may find anything: cheap, for most failures ask for nobody."""
+        kind = type(fact)
+        return kind in self._healings or any(row.when(fact) for row in self._triggers.get(kind, ()))
+
     def alarms(self, fact: Fact) -> list[Alarm]:
         found = []
         for row in self._triggers.get(type(fact), ()):

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from glassbus.classification import UNKNOWN, Classifier, Rule, RuleFailed
+from glassbus.classification import UNKNOWN, Classifier, Rule, RuleFailed, Standing, standing_of
 from glassbus.errors import ErrorReport, type_name
 from glassbus.observer import safe_text
 
@@ -38,6 +38,7 @@ class _Site(msgspec.Struct, frozen=True):
     stack: str
     type_name: str
     code: tuple[CodeType, ...]  # kept alive, because the key names it by identity
+    standing: Standing | None = None
 
 
 class FailureSites:
@@ -53,8 +54,9 @@ class FailureSites:
         rule_failed: RuleFailed | None = None,
     ) -> None:
         self._sites: dict[_Key, _Site] = {}
-        # Asked for each failure: the same line may raise errno 28 now and errno 13 later.
         self.classify = Classifier(rules, rule_failed)
+        # A rule of a user is asked about each failure.
+        self._ruled = bool(rules)
         self._ours = ours
 
     def describe(
@@ -73,7 +75,12 @@ class FailureSites:
             site = self._sites.get(key)
             if site is None:
                 site = self._remember(key, error)
-            category, severity = self.classify(error)
+            # The same line may raise errno 28 now and errno 13 later: only what the type and the stack decide is kept.
+            standing = site.standing
+            if self._ruled or standing is None or not standing.holds(error):
+                category, severity = self.classify(error)
+            else:
+                category, severity = standing.classification
         except BaseException as hostile:  # noqa: BLE001 - an exception may raise at any touch
             site = _unreadable(error, hostile)
             category, severity = UNKNOWN
@@ -104,6 +111,7 @@ class FailureSites:
             _stack(chain),
             _type_name(type(error)),
             _code_of(error),
+            standing_of(error),
         )
         self._sites[key] = site
         return site
@@ -149,14 +157,16 @@ def _after_ours(trace: TracebackType | None, ours: frozenset[str]) -> TracebackT
 def _key(error: BaseException, ours: frozenset[str]) -> _Key:
     """What tells one site from another, cheaply: hashing a code object would read all of it."""
     parts: list[Any] = []
+    append = parts.append
     for exception in _chain(error) if error.__cause__ is not None else (error,):
-        parts.append(type(exception))
+        append(type(exception))
         trace = _after_ours(exception.__traceback__, ours)
         while trace is not None:
-            parts.append((id(trace.tb_frame.f_code), trace.tb_lasti))
+            append(id(trace.tb_frame.f_code))
+            append(trace.tb_lasti)
             trace = trace.tb_next
-    if len(parts) > 2 * _FRAMES_MAX:
-        parts = parts[:_FRAMES_MAX] + parts[-_FRAMES_MAX:]
+    if len(parts) > 4 * _FRAMES_MAX:
+        parts = parts[: 2 * _FRAMES_MAX] + parts[-2 * _FRAMES_MAX :]
     return tuple(parts)
 
 

@@ -151,7 +151,12 @@ class Journal(Observer):
             return
         else:
             report, error = self._look_closer(fact, number)
-        self._record(fact, record_of(number, fact, report, error))
+        record = record_of(number, fact, report, error)
+        if error and report is not None:
+            self._errors.report(report, record[1], record[4])
+        self._ring.append(record)
+        if self._writer is not None:
+            self._keep(self._writer, fact, record)
 
     def _keep_reported(self, fact: f.ErrorReported, number: int) -> None:
         """A report that a program made: it may hold anything, say any time, and be changed later."""
@@ -162,12 +167,8 @@ class Journal(Observer):
         about = [report.context.get(name) for name in ("message_id", "subscription")]
         message_id, subscription = (one if isinstance(one, str) else "" for one in about)
         record = record_of(number, f.ErrorReported(at=at, report=report), report, True)
-        self._record(fact, (*record[:3], message_id, subscription, *record[5:]))
-
-    def _record(self, fact: Fact, record: Record) -> None:
-        report, error = record[6], record[10]
-        if error and report is not None:
-            self._errors.report(report, record[1], record[4])
+        record = (*record[:3], message_id, subscription, *record[5:])
+        self._errors.report(report, at, subscription)
         self._ring.append(record)
         if self._writer is not None:
             self._keep(self._writer, fact, record)
@@ -316,7 +317,6 @@ class Journal(Observer):
         story += [entry for entry in stored if (entry.at, entry.fact, entry.subscription, entry.number) not in ours]
         return sorted(story, key=lambda entry: (entry.at, entry.number))
 
-    def statistics(self) -> dict[str, Any]:
     def told(self, message_id: str) -> Told:
         """All that is known of one message and of what was around it, from memory and from disk, of every process.
 
@@ -334,6 +334,7 @@ class Journal(Observer):
             found.setdefault((process.name, entry.number), (entry, process))
         return Told.of(found.values(), stored.floods, stored.notes)
 
+    def statistics(self) -> dict[str, Any]:
         """Counts since the start and over the last hour and day, as JSON-ready values; see ErrorStatistics.snapshot.
 
         `journal` says how the journal itself is: entries in memory, waiting for the disk, dropped or folded, trouble.

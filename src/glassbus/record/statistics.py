@@ -115,6 +115,24 @@ class Fingerprint(msgspec.Struct):
     count: int = 0
 
 
+class _Run:
+    """Errors of one kind within one minute, not yet added to what they count for: most errors come in runs."""
+
+    __slots__ = ("at", "category", "count", "known", "message", "severity", "subscription", "until")
+
+    def __init__(
+        self, known: Fingerprint, category: str, severity: str, subscription: str, message: str, at: float
+    ) -> None:
+        self.known = known
+        self.category = category
+        self.severity = severity
+        self.subscription = subscription
+        self.message = message
+        self.at = at
+        self.until = (at // MINUTE_S + 1) * MINUTE_S
+        self.count = 0
+
+
 class ErrorStatistics:
     """Counts errors and recoveries. Thread-safe, constant in memory.
 
@@ -124,17 +142,18 @@ class ErrorStatistics:
 
     def __init__(self, started_at: float, fingerprints_max: int = _FINGERPRINTS_MAX) -> None:
         self.started_at = started_at
-        self.total = 0
-        self.first_at = 0.0
-        self.last_at = 0.0
-        self.categories: Counter[str] = Counter()
-        self.severities: Counter[str] = Counter()
-        self.subscriptions: Counter[str] = Counter()
+        self._total = 0
+        self._first_at = 0.0
+        self._last_at = 0.0
+        self._categories: Counter[str] = Counter()
+        self._severities: Counter[str] = Counter()
+        self._subscriptions: Counter[str] = Counter()
         self.recoveries: Counter[str] = Counter()
         self.recovered_s = 0.0
         self.other_fingerprints = 0
         self._fingerprints_max = fingerprints_max
         self._known: dict[str, Fingerprint] = {}
+        self._runs: dict[str, _Run] = {}
         self._seen: dict[str, list[float]] = {}  # when each category was seen first and last
         self._names: dict[tuple[str, str], tuple[str, str, array[int], array[int], array[int]]] = {}
         self._minutes = Grid(MINUTE_S, round(DAY_S / MINUTE_S))
@@ -145,10 +164,63 @@ class ErrorStatistics:
     def tick(self, now: float) -> None:
         """It is `now`: to be told now and then, and first, where the times of errors are not those of a clock."""
         with self._lock:
+            self._add_runs()
             self._minutes.tick(now)
             self._slots.tick(now)
 
     # Counting
+
+    def report(self, report: ErrorReport, at: float, subscription: str = "") -> None:
+        """Count a report, at wall time `at`."""
+        category, severity = report.category, report.severity
+        with self._lock:
+            run = self._runs.get(report.fingerprint)
+            if (
+                run is not None
+                and run.at <= at < run.until
+                and category is run.category
+                and severity is run.severity
+                and subscription == run.subscription
+            ):
+                run.count += 1
+                run.at = at
+                run.message = report.message
+                return
+            known = self._count(
+                at,
+                category,
+                severity,
+                report.fingerprint,
+                report.exception_type,
+                report.component,
+                report.message,
+                subscription,
+                1,
+                at,
+            )
+            self._runs[report.fingerprint] = _Run(known, category, severity, subscription, report.message, at)
+
+    def _add_runs(self) -> None:
+        """Add all that is counted apart, before anybody reads."""
+        for fingerprint in [name for name, run in self._runs.items() if run.count]:
+            self._add_run(fingerprint)
+
+    def _add_run(self, fingerprint: str) -> None:
+        run = self._runs.pop(fingerprint, None)
+        if run is not None and run.count:
+            known = run.known
+            self._count(
+                run.at,
+                run.category,
+                run.severity,
+                fingerprint,
+                known.exception_type,
+                known.component,
+                run.message,
+                run.subscription,
+                run.count,
+                run.at,
+            )
 
     def error(
         self,
@@ -165,65 +237,78 @@ class ErrorStatistics:
     ) -> None:
         """Count `count` errors at wall time `at`. `first_at`: when the first of them was, if not then."""
         with self._lock:
-            self.total += count
-            began = at if first_at is None else first_at
-            if not self.first_at or began < self.first_at:
-                self.first_at = began
-            if at > self.last_at:
-                self.last_at = at
-            names = self._names.get((category, severity))
-            if names is None:
-                names = self._name(category, severity)
-            self.categories[names[0]] += count
-            self.severities[names[1]] += count
-            seen = self._seen[names[0]]
-            if began < seen[0]:
-                seen[0] = began
-            if at > seen[1]:
-                seen[1] = at
-            if subscription:
-                self.subscriptions[bounded(self.subscriptions, subscription)] += count
-            place = self._minutes.place(at)
-            if place >= 0:
-                total, by_category, by_severity = names[2:]
-                total[place] += count
-                by_category[place] += count
-                by_severity[place] += count
-            known = self._known.get(fingerprint)
-            if known is None:
-                if len(self._known) >= self._fingerprints_max:
-                    self._let_go()
-                known = self._known[fingerprint] = Fingerprint(
-                    fingerprint, names[0], names[1], exception_type, component, subscription, "", began, at
-                )
-            known.count += count
-            if began < known.first_seen:
-                known.first_seen = began
-            if at >= known.last_seen:
-                known.last_seen = at
-                known.message = message[:_SAMPLE_CAP]
-            place = self._slots.place(at)
-            if place >= 0:
-                self._slots.column(fingerprint)[place] += count
+            self._count(
+                at,
+                category,
+                severity,
+                fingerprint,
+                exception_type,
+                component,
+                message,
+                subscription,
+                count,
+                at if first_at is None else first_at,
+            )
 
-    def report(self, report: ErrorReport, at: float, subscription: str = "", count: int = 1) -> None:
-        """Count a report, at wall time `at`."""
-        self.error(
-            at,
-            report.category,
-            report.severity,
-            report.fingerprint,
-            report.exception_type,
-            report.component,
-            report.message,
-            subscription,
-            count,
-        )
+    def _count(
+        self,
+        at: float,
+        category: str,
+        severity: str,
+        fingerprint: str,
+        exception_type: str,
+        component: str,
+        message: str,
+        subscription: str,
+        count: int,
+        began: float,
+    ) -> Fingerprint:
+        self._add_run(fingerprint)
+        self._total += count
+        if not self._first_at or began < self._first_at:
+            self._first_at = began
+        if at > self._last_at:
+            self._last_at = at
+        names = self._names.get((category, severity))
+        if names is None:
+            names = self._name(category, severity)
+        self._categories[names[0]] += count
+        self._severities[names[1]] += count
+        seen = self._seen[names[0]]
+        if began < seen[0]:
+            seen[0] = began
+        if at > seen[1]:
+            seen[1] = at
+        if subscription:
+            self._subscriptions[bounded(self._subscriptions, subscription)] += count
+        place = self._minutes.place(at)
+        if place >= 0:
+            total, by_category, by_severity = names[2:]
+            total[place] += count
+            by_category[place] += count
+            by_severity[place] += count
+        known = self._known.get(fingerprint)
+        if known is None:
+            if len(self._known) >= self._fingerprints_max:
+                self._let_go()
+            known = self._known[fingerprint] = Fingerprint(
+                fingerprint, names[0], names[1], exception_type, component, subscription, "", began, at
+            )
+        known.count += count
+        if began < known.first_seen:
+            known.first_seen = began
+        if at >= known.last_seen:
+            known.last_seen = at
+            known.message = message[:_SAMPLE_CAP]
+        place = self._slots.place(at)
+        if place >= 0:
+            self._slots.column(fingerprint)[place] += count
+        return known
 
     def _name(self, category: str, severity: str) -> tuple[str, str, array[int], array[int], array[int]]:
         """What a category and a severity are counted under, found once for each pair."""
-        by_category = str(bounded(self.categories, category))
-        by_severity = str(bounded(self.severities, severity))
+        by_category = str(bounded(self._categories, category))
+        by_severity = str(bounded(self._severities, severity))
         self._seen.setdefault(by_category, [math.inf, 0.0])
         column = self._minutes.column
         names = (
@@ -239,10 +324,12 @@ class ErrorStatistics:
 
     def _let_go(self) -> None:
         """Drop an eighth of the fingerprints, those not seen for longest, keeping their sum."""
+        self._add_runs()
         oldest = heapq.nsmallest(max(1, self._fingerprints_max // 8), self._known.values(), key=lambda f: f.last_seen)
         for one in oldest:
             self.other_fingerprints += one.count
             del self._known[one.fingerprint]
+            self._runs.pop(one.fingerprint, None)
             self._slots.remove(one.fingerprint)
 
     def recovery(self, outcome: str, duration_s: float, at: float, count: int = 1) -> None:
@@ -257,26 +344,58 @@ class ErrorStatistics:
 
     # Reading
 
+    @property
+    def total(self) -> int:
+        """Errors since the start."""
+        with self._lock:
+            self._add_runs()
+            return self._total
+
+    @property
+    def categories(self) -> Counter[str]:
+        """Errors by category. A copy."""
+        with self._lock:
+            self._add_runs()
+            return self._categories.copy()
+
+    @property
+    def severities(self) -> Counter[str]:
+        """Errors by severity. A copy."""
+        with self._lock:
+            self._add_runs()
+            return self._severities.copy()
+
+    @property
+    def subscriptions(self) -> Counter[str]:
+        """Errors by subscription. A copy."""
+        with self._lock:
+            self._add_runs()
+            return self._subscriptions.copy()
+
     def fingerprints(self) -> list[Fingerprint]:
         """Those told apart, the most frequent first. Copies."""
         with self._lock:
+            self._add_runs()
             found = [msgspec.structs.replace(one) for one in self._known.values()]
         return sorted(found, key=lambda one: (-one.count, -one.last_seen, one.fingerprint))
 
     def seen(self, category: str) -> tuple[float, float]:
         """When the first and the last error of a category were."""
         with self._lock:
+            self._add_runs()
             first, last = self._seen.get(category, (0.0, 0.0))
             return first, last
 
     def slots_of(self, fingerprint: str, now: float, slots: int) -> list[int]:
         """Counts of a fingerprint in the last slots of 300 s, oldest first; the last is under way."""
         with self._lock:
+            self._add_runs()
             return self._slots.last(fingerprint, now, slots)
 
     def minutes_of(self, name: str, now: float, minutes: int) -> list[int]:
         """Counts of `total`, `category:NAME`, `severity:NAME` or `recovery:OUTCOME` by minute, oldest first."""
         with self._lock:
+            self._add_runs()
             return self._minutes.last(name, now, minutes)
 
     def snapshot(self, now: float, top: int = 10) -> dict[str, Any]:
@@ -286,27 +405,28 @@ class ErrorStatistics:
         succeeded or failed, 1.0 when there were none; `mttr_seconds` from first failure to success, None when none did.
         """
         with self._lock:
+            self._add_runs()
             minutes = self._minutes
             recent = minutes.since("total", now, HOUR_S)
             succeeded, failed = self.recoveries["succeeded"], self.recoveries["failed"]
             ended = succeeded + failed
             counted: dict[str, Any] = {
-                "total_errors": self.total,
+                "total_errors": self._total,
                 "recent_errors_1h": recent,
                 "recent_errors_24h": minutes.since("total", now, DAY_S),
-                "categories": {str(name): number for name, number in self.categories.items()},
-                "severity_distribution": {str(name): number for name, number in self.severities.items()},
+                "categories": {str(name): number for name, number in self._categories.items()},
+                "severity_distribution": {str(name): number for name, number in self._severities.items()},
                 "error_rate_1h": recent / HOUR_S,
                 "recovery_success_rate": succeeded / ended if ended else 1.0,
                 "recoveries": {"succeeded": succeeded, "failed": failed, "refused": self.recoveries["refused"]},
                 "mttr_seconds": self.recovered_s / succeeded if succeeded else None,
                 "categories_1h": _last_hour(minutes, "category:", now),
                 "severities_1h": _last_hour(minutes, "severity:", now),
-                "subscriptions": dict(self.subscriptions.most_common(20)),
+                "subscriptions": dict(self._subscriptions.most_common(20)),
                 "fingerprints": len(self._known),
                 "other_fingerprints": self.other_fingerprints,
-                "first_error_at": self.first_at or None,
-                "last_error_at": self.last_at or None,
+                "first_error_at": self._first_at or None,
+                "last_error_at": self._last_at or None,
                 "since": self.started_at,
                 "now": now,
             }
@@ -316,7 +436,7 @@ class ErrorStatistics:
     def memory_bytes(self) -> int:
         """About how much memory this takes."""
         with self._lock:
-            each = 1100  # a Fingerprint with its texts and its place in the tables
+            each = 1400  # a Fingerprint with its texts, its run and its places in the tables
             return self._minutes.memory_bytes() + self._slots.memory_bytes() + each * len(self._known) + 20_000
 
 

@@ -136,6 +136,8 @@ class Escalations(Observer):
 
     def on_fact(self, fact: Fact, /) -> None:
         """Any thread; never blocks."""
+        if not self._triggers.concerned(fact):
+            return
         for alarm in self._triggers.alarms(fact):
             self._take(alarm)
         for healed in self._triggers.healed(fact):
