@@ -79,7 +79,7 @@ def _telemetry(bus: MessageBus) -> Observer:
     observer = observe(bus, registry=bus.registry, tracer_provider=bus.tracer_provider, wall=bus.clock.wall)
     for other in bus.hub.observers:
         if isinstance(other, LoggingObserver):
-            other.trace_ids = observer.trace_ids
+            other.trace_of = observer.trace_of
     bus.hub.names_traces = observer.trace_of
     return observer
 

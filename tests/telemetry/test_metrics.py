@@ -413,7 +413,7 @@ def test_without_spans_of_our_ids_nothing_leads_to_them(registry: CollectorRegis
     assert observer.tracing.outlet.recording
     observer.on_fact(AttemptFailed(at=99.0, delivery=delivery(), report=REPORT, duration_s=1.0))
     assert [s for s in Scrape(registry).samples if s.exemplar is not None] == []
-    assert observer.trace_ids(delivery()) == {}
+    assert observer.trace_of(AttemptFailed, delivery(), "") == {}
 
 
 class ForeignProvider(TracerProvider):

@@ -14,8 +14,10 @@ from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogR
 from prometheus_client import CollectorRegistry
 
 from glassbus import Message, MessageBus, Retry
+from glassbus.facts import AttemptFailed
 from glassbus.telemetry import observe
 from glassbus.testing import VirtualClock, run_virtual
+from tests.facts_kit import DELIVERY
 
 SECRET = "-".join(("hunter", "2"))  # made here, so that no line of a stack trace shows it
 
@@ -94,4 +96,4 @@ def test_log_lines_about_a_delivery_name_its_trace(spans: Any, caplog: pytest.Lo
 
 def test_log_lines_name_no_trace_when_nobody_records_any(caplog: pytest.LogCaptureFixture) -> None:
     bus = MessageBus(telemetry=False)
-    assert observe(bus, registry=CollectorRegistry()).trace_ids(None) == {}  # type: ignore[arg-type]
+    assert observe(bus, registry=CollectorRegistry()).trace_of(AttemptFailed, DELIVERY, "") == {}

@@ -16,7 +16,7 @@ from glassbus import facts as f
 from glassbus.errors import ErrorReport, ErrorSeverity
 from glassbus.facts import Fact, FactType
 from glassbus.message import Envelope
-from glassbus.observer import ALL_FACTS, Observer
+from glassbus.observer import ALL_FACTS, Observer, TraceOf
 
 logger = logging.getLogger("glassbus")
 
@@ -160,13 +160,13 @@ LINES: dict[FactType, Line] = {
 class LoggingObserver(Observer):
     """Writes facts to the logger `glassbus`, with their fields under `extra["glassbus"]`.
 
-    `trace_ids` yields what is said of a delivery's trace, where there is one.
+    `trace_of` names the trace that shows a fact about a delivery, where there is one.
     """
 
     interests = ALL_FACTS - _QUIET
 
     def __init__(self) -> None:
-        self.trace_ids: Callable[[f.Delivery], dict[str, str]] = lambda _delivery: {}
+        self.trace_of: TraceOf = lambda _kind, _delivery, _reason: {}
 
     def on_fact(self, fact: Fact, /) -> None:
         # Most retries are at a level that nobody reads: do not describe them first.
@@ -178,7 +178,10 @@ class LoggingObserver(Observer):
             fields = _fields(fact, line)
             delivery = getattr(fact, "delivery", None)
             if delivery is not None:
-                fields.update(self.trace_ids(delivery))
+                traced = self.trace_of(
+                    type(fact), delivery, getattr(fact, "reason", "") or getattr(fact, "outcome", "")
+                )
+                fields.update((name, traced[name]) for name in ("trace_id", "span_id") if name in traced)
             shown = " ".join(f"{name}={_escaped(value)}" for name, value in fields.items())
             logger.log(level, "%s %s", line.text, shown, extra={"glassbus": {"fact": type(fact).__name__, **fields}})
 

@@ -136,13 +136,6 @@ class TelemetryObserver:
         """The span of an attempt."""
         return self.tracing.lineage.trail(delivery).own
 
-    def trace_ids(self, delivery: Delivery, /) -> dict[str, str]:
-        """What a log line about `delivery` says of its trace; nothing while nobody records traces."""
-        if not self.tracing.outlet.keeps_ids:
-            return {}
-        place = self.place(delivery)
-        return {"trace_id": f"{place.trace_id:032x}", "span_id": f"{place.span_id:016x}"}
-
     def trace_of(self, kind: FactType, delivery: Delivery, reason: str, /) -> dict[str, str]:
         """As `observer.TraceOf` asks: in which trace a fact about `delivery` is shown. Any thread, any time."""
         return named(self.tracing.lineage, kind, delivery, reason) if self.tracing.outlet.keeps_ids else {}

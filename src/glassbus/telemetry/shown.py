@@ -58,3 +58,8 @@ def failed_place(report: ErrorReport) -> Place | None:
     if not (isinstance(trace, str) and isinstance(span, str) and _HEX.fullmatch(f"{trace}-{span}")):
         return None
     return Place(int(trace, 16), int(span, 16), True)
+
+
+def never_failed(delivery: f.Delivery, report: ErrorReport) -> bool:
+    """Whether a dead letter died without a failed attempt that has a span: its queue was full, or its owners died."""
+    return not delivery.attempt or ("trace_id" in report.context and "span_id" not in report.context)

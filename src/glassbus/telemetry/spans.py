@@ -252,7 +252,7 @@ class SpanWriter:
         delivery: Delivery,
         place: Place,
         origin: Place,
-        failed: Place,
+        failed: Place | None,
         at_ns: int,
         strangers: Sequence[Place] = (),
     ) -> SpanData:
@@ -260,7 +260,9 @@ class SpanWriter:
         attributes["messaging.consumer.group.name"] = delivery.subscription
         attributes["glassbus.replays"] = delivery.replays
         attributes["glassbus.keep"] = True
-        links = [(failed, _TO_FAILURE), *((stranger, _TO_STRANGER) for stranger in strangers)]
+        links = [(stranger, _TO_STRANGER) for stranger in strangers]
+        if failed is not None:
+            links.insert(0, (failed, _TO_FAILURE))
         if origin.span_id:
             links.insert(0, (origin, _TO_PUBLISH))
         name = f"replay {delivery.destination}"

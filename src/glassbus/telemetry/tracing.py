@@ -45,7 +45,7 @@ from glassbus.telemetry.propagation import (
     trace_id_of,
     write,
 )
-from glassbus.telemetry.shown import failed_place
+from glassbus.telemetry.shown import failed_place, never_failed
 from glassbus.telemetry.spans import SpanWriter, ns
 from glassbus.telemetry.surroundings import Surroundings, new_trace
 
@@ -441,9 +441,12 @@ class Tracing:
 
     # Dead letters
 
-    def _last_failure(self, fact: f.DeadLetterReplayed | f.DeadLetterDiscarded, replays: int) -> Place:
+    def _last_failure(self, fact: f.DeadLetterReplayed | f.DeadLetterDiscarded, replays: int) -> Place | None:
+        """The attempt that it died of; None where no handler of ours failed."""
         kept = failed_place(fact.report)
-        return kept or self.lineage.attempt(fact.delivery, fact.report.retry_count + 1, replays)
+        if kept is not None or never_failed(fact.delivery, fact.report):
+            return kept
+        return self.lineage.attempt(fact.delivery, fact.report.retry_count + 1, replays)
 
     def _replayed(self, fact: f.DeadLetterReplayed) -> None:
         delivery = fact.delivery
@@ -457,7 +460,7 @@ class Tracing:
 
     def _dead_letter_discarded(self, fact: f.DeadLetterDiscarded) -> None:
         if self._admit(f"discard:{fact.delivery.subscription}", 1) >= 0:
-            failed = self._last_failure(fact, fact.delivery.replays)
+            failed = self._last_failure(fact, fact.delivery.replays) or self.lineage.origin(fact.delivery)
             self._outlet.emit(self.writer.settle(fact.delivery, failed, ns(fact.at), "discard", "dead_letter"))
 
 
