@@ -209,7 +209,7 @@ async def live_through(bus: MessageBus, leaks: Leaks, message: str) -> None:
                 await bus.publish(**refused)
         with contextlib.suppress(GlassbusError):
             await bus.reload()
-        async with asyncio.timeout(10.0):
+        async with asyncio.timeout(60.0):
             while len(await bus.dead_letters.list(limit=100)) < 3:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.5)

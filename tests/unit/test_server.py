@@ -164,7 +164,7 @@ def test_a_client_that_sends_nothing_or_a_byte_at_a_time_is_dropped(monkeypatch:
         with socket.create_connection((running.host, running.port), timeout=10) as slow:
             slow.settimeout(0.05)
             dropped = False
-            while not dropped and time.monotonic() - began < 5:
+            while not dropped and time.monotonic() - began < 60:
                 try:
                     slow.sendall(b"G")
                     dropped = slow.recv(100) == b""

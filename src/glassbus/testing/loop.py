@@ -21,10 +21,12 @@ from glassbus.testing.sleepers import Sleepers
 Result = TypeVar("Result")
 _Args = TypeVarTuple("_Args")
 
-# Real seconds for which time stands still for the functions on threads; then it goes on without them.
-_THREAD_PATIENCE_S = 0.5
-# Real seconds to wait for a thread that nobody announced, before a deadlock is called one.
-_DEADLOCK_GRACE_S = 0.2
+# How often, for a hundredth of a real second, time stands still for the functions on threads, before it goes on
+# without them; and waits for a thread that nobody announced, before a deadlock is called one. Where the machine is
+# busy each of these waits takes longer, as the work on the threads does.
+_THREAD_PATIENCE = 50
+_DEADLOCK_GRACE = 50
+_GLANCE_S = 0.01
 _ASYNCIO = str(Path(asyncio.__file__).parent)
 # A loop that runs this often without time moving will never end.
 _TURNS_MAX = 1_000_000
@@ -107,6 +109,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             for place, task in zip(places, tasks, strict=True):
                 ready[place] = task
 
+    def _wait_patiently(self, glances: int) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for what other threads bring about; nothing if they bring nothing."""
+        for _ in range(glances):
+            events = self._poll.poll(_GLANCE_S)
+            if events:
+                return events
+        return []
+
     def pass_time(self) -> list[tuple[selectors.SelectorKey, int]]:
         """Nothing is ready: let threads finish, then move to the next moment at which something is due."""
         self.sleepers.quiesce()
@@ -115,14 +125,14 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         if events or ready:
             return events
         if self._jobs:
-            events = self._poll.poll(_THREAD_PATIENCE_S)
+            events = self._wait_patiently(_THREAD_PATIENCE)
             if events or ready:
                 return events
             with self._threads:
                 self._jobs.clear()  # they run long: time goes on without them
         moment = self._next_moment()
         if moment is None:
-            events = self._poll.poll(_DEADLOCK_GRACE_S)
+            events = self._wait_patiently(_DEADLOCK_GRACE)
             if not events:
                 raise VirtualTimeStuckError(f"deadlock: nothing is ready and no timer is set. {self._pending()}")
             return events
