@@ -89,7 +89,7 @@ _BREAKERS = (
         BREAKER,
         links=[_TRANSITIONS],
         runbook=runbook("GlassbusBreakerStuckOpen"),
-        w=16,
+        w=14,
         h=12,
     ),
     p.table(
@@ -99,7 +99,8 @@ _BREAKERS = (
         {"times": Column(q.otherwise(_MOVED, "breaker", "none moved"), p.COUNT)},
         first=("bus", "breaker", "from_state", "to_state"),
         links={"breaker": [to_traces("Its transitions in Jaeger", **{"breaker.name": "${__value.raw}"})]},
-        w=8,
+        widths={"bus": 80, "from_state": 95, "to_state": 95, "times": 70},
+        w=10,
         h=12,
     ),
     p.graph(
@@ -143,15 +144,14 @@ _BREAKERS = (
 _HELD = (
     p.row("Subscriptions"),
     p.timeline(
-        "State of each subscription, in each process",
+        "State of each subscription, the worst of all processes",
         "Whether it takes messages. Good: running. If not: breaker_open ends by itself when its probes work; paused "
         "ends when somebody resumes it.",
-        {"{{bus}}/{{subscription}} at {{instance}}": subscriptions("bus subscription instance")},
+        {"{{bus}}/{{subscription}}": subscriptions("bus subscription")},
         SUBSCRIPTION,
         links=[to_board("glassbus-queues", "subscription", "subscription")],
         runbook=runbook("GlassbusSubscriptionHeld"),
         w=24,
-        h=9,
     ),
 )
 
@@ -207,4 +207,5 @@ BOARD = Board(
     "glassbus-breakers",
     "What is held back, since when and by what; and whether stores and brokers answer.",
     (*_TILES, *_BREAKERS, *_HELD, *_CONNECTIONS),
+    marks=("Breakers that opened", "Breakers that closed"),
 )

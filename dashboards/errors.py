@@ -14,6 +14,7 @@ _CATEGORY = "${__field.labels.category}"
 _OF_CATEGORY = to_traces("Traces of these errors in Jaeger", **{"error.category": _CATEGORY})
 _FAILED = q.count("process_duration_seconds", outcome="failed")
 _PLACES = f"topk(10, {q.grown('errors_total', by='destination component category severity')} >= 1)"
+_LATELY = q.rate("errors_total", by="category", over="5m")
 _ENDED = ("succeeded", "failed")
 
 
@@ -109,13 +110,9 @@ _ERRORS = (
     ),
     p.graph(
         "Getting worse?",
-        "Each category's rate in the last 5 minutes over its rate in the last hour. Good: at or below 1. If not: above "
-        "1 it rises; `glassbus errors trends` tells which fingerprint is new.",
-        {
-            "{{category}}": q.share(
-                q.rate("errors_total", by="category", over="5m"), q.rate("errors_total", by="category", over="1h")
-            )
-        },
+        "Each category's rate in the last 5 minutes, in multiples of its mean in the last hour. Good: at or below 1. "
+        "If not: above 1 it rises; `glassbus errors trends` tells which fingerprint is new.",
+        {"{{category}}": q.share(_LATELY, f"avg_over_time({_LATELY}[1h:30s])")},
         p.TIMES,
         colours=p.CATEGORIES,
         line=1,
@@ -201,7 +198,7 @@ _RECOVERY = (
     ),
     p.heatmap(
         "Spread of that time",
-        "How many recoveries a second took how long. Good: dark cells low down. If not: cells high up are messages "
+        "How many recoveries a second took how long. Good: all low down. If not: cells high up are messages "
         "that waited through an outage; the dots are traces to open.",
         q.buckets("recovery_duration_seconds"),
         p.SECONDS,
@@ -232,6 +229,7 @@ _PEOPLE = (
         p.PER_SECOND,
         bars=True,
         stacked=True,
+        colours={"/ sent$/": p.CALM, "/ failed$/": p.BAD, "/ suppressed$/": p.QUIET},
         exemplars=True,
         runbook=runbook("GlassbusEscalationsUndelivered"),
         w=12,
@@ -253,4 +251,5 @@ BOARD = Board(
     "glassbus-errors",
     "What fails, whether it gets worse, and whether recovery works. Choose a destination to drill down to it.",
     (*_TILES, *_ERRORS, *_RECOVERY, *_PEOPLE),
+    marks=("Breakers that opened", "Starts and deploys"),
 )

@@ -10,8 +10,8 @@ from grafanalib import core
 
 from dashboards import grafana
 from dashboards.grafana import Json
-from dashboards.panels import BAD, CALM, GOOD
-from dashboards.promql import RATE, Like, appeared, foreign, foreign_values, grown, label_values
+from dashboards.panels import BAD, CALM, CAUTION, GOOD
+from dashboards.promql import Like, Other, Unknown, appeared, began, foreign, foreign_values, label_values, stepped
 
 #: {uid: title}, in the order in which they are read.
 BOARDS = {
@@ -30,11 +30,13 @@ OURS = Like("Glassbus.+")
 
 
 class Board(NamedTuple):
-    """A board. `narrows`: whether its panels have a destination or subscription to choose."""
+    """A board. `marks`: what is marked on its graphs from the start, being what explains them; all the others are one
+    click away. `narrows`: whether its panels have a destination or subscription to choose."""
 
     uid: str
     says: str
     panels: Sequence[core.Panel]
+    marks: tuple[str, ...]
     narrows: bool = True
 
     def to_json(self) -> str:
@@ -42,7 +44,7 @@ class Board(NamedTuple):
         return grafana.board(
             _laid_out(self.panels),
             _variables(self.narrows),
-            _annotations(),
+            _annotations(self.marks),
             title=title,
             uid=self.uid,
             description=self.says,
@@ -99,11 +101,10 @@ def _others(here: str, uid: str, title: str) -> core.DashboardLink:
 
 
 def _variables(narrows: bool) -> list[Json]:
-    def chosen(name: str, label: str, says: str, ask: str, *, shown: bool = True) -> Json:
+    def chosen(name: str, label: str, says: str, ask: str, *, shown: bool = True, every: str | None = ".*") -> Json:
+        """`every` is what All stands for, so that what lacks the label is in; without it, all that there are."""
         hide = core.SHOW if shown else core.HIDE_VARIABLE
-        return grafana.variable(
-            name, label, says, ask, multi=True, includeAll=True, allValue=".*", default="$__all", hide=hide
-        )
+        return grafana.variable(name, label, says, ask, multi=True, includeAll=True, allValue=every, hide=hide)
 
     def source(name: str, label: str, says: str, kind: str) -> Json:
         return grafana.variable(name, label, says, kind, kind="datasource")
@@ -112,7 +113,7 @@ def _variables(narrows: bool) -> list[Json]:
     return [
         source("datasource", "Metrics", "The Prometheus that scrapes the buses.", "prometheus"),
         source("traces", "Traces", "The Jaeger that keeps their traces.", "jaeger"),
-        chosen("job", "Job", "Scrape jobs of services with a bus.", label_values("job", "build_info")),
+        chosen("job", "Job", "Scrape jobs of services with a bus.", label_values("job", "build_info"), every=None),
         chosen("bus", "Bus", "Buses, by name.", label_values("bus", "build_info", within="job")),
         chosen("instance", "Instance", "Processes.", label_values("instance", "build_info", within="job bus")),
         chosen(
@@ -138,38 +139,22 @@ def _variables(narrows: bool) -> list[Json]:
     ]
 
 
-def _annotations() -> list[Json]:
+def _annotations(shown: tuple[str, ...]) -> list[Json]:
+    """Each marks the moment at which something began: what lasts would cover the graphs."""
     by, moved = "bus breaker from_state to_state", "breaker_transitions_total"
-    return [
-        grafana.annotation(
-            "Breakers that opened",
-            f"{grown(moved, by, RATE, to_state='open')} > 0",
-            "{{breaker}}: {{from_state}} to {{to_state}}",
-            "on bus {{bus}}",
-            BAD,
+    name, on_bus = "{{breaker}}: {{from_state}} to {{to_state}}", "on bus {{bus}}"
+    firing = foreign("ALERTS", alertname=OURS, alertstate="firing", severity=Other("info"))
+    marks = {
+        "Breakers that opened": (stepped(moved, by, to_state="open"), name, on_bus, BAD),
+        "Breakers that closed": (stepped(moved, by, to_state="closed"), name, on_bus, GOOD),
+        "Alerts": (began(firing), "{{alertname}} fires", "{{severity}}: {{subscription}}", CAUTION),
+        "Starts and deploys": (
+            appeared("build_info", "bus instance version"), "{{instance}} runs {{version}}", on_bus, CALM,
         ),
-        grafana.annotation(
-            "Breakers that closed",
-            f"{grown(moved, by, RATE, to_state='closed')} > 0",
-            "{{breaker}}: {{from_state}} to {{to_state}}",
-            "on bus {{bus}}",
-            GOOD,
-        ),
-        grafana.annotation(
-            "Alerts",
-            foreign("ALERTS", alertname=OURS, alertstate="firing"),
-            "{{alertname}} fires",
-            "{{severity}}: {{bus}} {{subscription}}",
-            BAD,
-        ),
-        grafana.annotation(
-            "Starts and deploys",
-            appeared("build_info", "bus instance version"),
-            "{{instance}} runs {{version}}",
-            "bus {{bus}}",
-            CALM,
-        ),
-    ]
+    }  # fmt: skip
+    if unknown := set(shown) - marks.keys():
+        raise Unknown(f"no marks {sorted(unknown)}; there are {', '.join(marks)}")
+    return [grafana.annotation(title, *mark, shown=title in shown) for title, mark in marks.items()]
 
 
 def _laid_out(panels: Sequence[core.Panel]) -> list[core.Panel]:

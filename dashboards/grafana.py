@@ -48,6 +48,7 @@ def variable(name: str, label: str, description: str, ask: str, *, kind: str = "
     made = core.Template(name=name, label=label, query=ask, type=kind, refresh=refresh, **known).to_json_data()
     kept = {key: made[key] for key in _OF_A_VARIABLE}
     kept |= {"type": kind, "description": description, "skipUrlSync": False}
+    kept["current"] = {"selected": True, "text": ["All"], "value": ["$__all"]} if made["includeAll"] else {}
     if kind == "datasource":
         return kept
     return kept | {
@@ -58,16 +59,16 @@ def variable(name: str, label: str, description: str, ask: str, *, kind: str = "
     }
 
 
-def annotation(name: str, expr: str, title: str, text: str, colour: str) -> Json:
+def annotation(name: str, expr: str, title: str, text: str, colour: str, *, shown: bool) -> Json:
     """Marks on every graph of a board, where `expr` has a value."""
     return {
         "name": name,
         "datasource": METRICS,
-        "enable": True,
+        "enable": shown,
         "expr": expr,
         "hide": False,
         "iconColor": colour,
-        "step": "",
+        "step": "15s",
         "textFormat": text,
         "titleFormat": title,
         "useValueForTime": False,

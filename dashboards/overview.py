@@ -9,7 +9,10 @@ from dashboards.panels import Column, Levels
 from dashboards.slo import BUDGET, DEADLINE_S, LATE, OBJECTIVE
 from dashboards.states import HEALTH, breakers_not_closed, health, subscriptions_held
 
+_ALERT = "severity, alertname, bus, subscription, breaker"
 _FIRING = q.foreign("ALERTS", alertname=OURS, alertstate="firing")
+_SINCE = q.foreign("ALERTS_FOR_STATE", alertname=OURS)
+_FIRING_FOR = f"(time() - min by ({_ALERT}) ({_SINCE}) and max by ({_ALERT}) ({_FIRING}))"
 _IN_TIME = q.share(q.under(DEADLINE_S, "message_age_seconds", result="handled"), q.grown("messages_settled_total"))
 _SUB = "bus subscription"
 
@@ -25,8 +28,9 @@ _TILES = (
     ),
     p.tile(
         "Alerts firing",
-        "Alerts of ours that fire now. Good: 0. If not: the table below names them, each with its runbook.",
-        f"count({_FIRING}) or vector(0)",
+        "Alerts of ours that fire now, those for information apart. Good: 0. If not: the table below names them, each "
+        "with its runbook.",
+        f"count({q.foreign('ALERTS', alertname=OURS, alertstate='firing', severity=q.Other('info'))}) or vector(0)",
         levels=Levels(bad=1),
     ),
     p.tile(
@@ -130,10 +134,13 @@ _NOW = (
     p.row("What is wrong"),
     p.table(
         "Alerts firing now",
-        "Each alert of ours that fires. Good: the one line that says so. If not: click its name for the runbook.",
-        {"firing": Column(q.otherwise(_FIRING, "alertname", "none fires"), p.COUNT)},
+        "Each alert of ours that fires, and for how long it has been so. Good: one line that says none. If not: click "
+        "its name for the runbook.",
+        {"for": Column(q.otherwise(_FIRING_FOR, "alertname", "none fires"), p.SECONDS)},
         first=("severity", "alertname", "bus", "subscription", "breaker"),
         links={"alertname": [RUNBOOK_OF_CELL]},
+        widths={"severity": 80, "alertname": 250, "bus": 80, "subscription": 105, "breaker": 90, "for": 80},
+        colours=p.ALERTS,
         w=12,
         h=8,
     ),
@@ -179,6 +186,7 @@ _TRAFFIC = (
         "14.4 over an hour uses 2 % of a month and pages. If not: find the subscription in the table below.",
         {f"over {w}": f"max({q.recorded(LATE.format(window=w))}) / {BUDGET:g}" for w in ("5m", "1h", "6h")},
         p.TIMES,
+        colours=p.WINDOWS,
         line=14.4,
         runbook=runbook("GlassbusErrorBudgetBurn"),
     ),
@@ -200,7 +208,7 @@ _LATENCY = (
     ),
     p.heatmap(
         "Spread of that time",
-        "How many deliveries a second ended after how long. Good: one dark band. If not: a second band is a group "
+        "How many deliveries a second ended after how long. Good: one strong band. If not: a second band is a group "
         "that is retried or waits; the dots are traces to open.",
         q.buckets("message_age_seconds"),
         p.SECONDS,
@@ -257,4 +265,5 @@ BOARD = Board(
     "glassbus-overview",
     "Are we OK? A tile without colour is well; a coloured one leads to the board that shows more.",
     (*_TILES, *_NOW, *_TRAFFIC, *_LATENCY, *_EACH),
+    marks=("Alerts", "Starts and deploys"),
 )

@@ -28,10 +28,12 @@ PUBLISHED = {
 }  # fmt: skip
 SETTLED = {"handled": CALM, "dead_lettered": BAD, "expired": CAUTION, "discarded": "purple"}
 OUTCOMES = {"succeeded": CALM, "late": CAUTION, "failed": BAD, "refused": "purple", "called_off": QUIET}
-QUANTILES = {"p50": "light-blue", "p95": "blue", "p99": "dark-blue"}
+QUANTILES = {"p50": "super-light-blue", "p95": "light-blue", "p99": "dark-blue"}
+WINDOWS = {"over 5m": "super-light-blue", "over 1h": "light-blue", "over 6h": "dark-blue"}
 #: Of kinds that are neither good nor bad: none is green or red.
 KINDS = ("#5794f2", "#b877d9", "#ffb357", "#6ed0e0", "#e0b400", "#ca95e5", "#a3a3c2", "#c4a27a")
 CATEGORIES = dict(zip(catalogue.CATEGORIES, KINDS, strict=True))
+ALERTS = {"emergency": "purple", "critical": BAD, "warning": CAUTION, "info": CALM}
 SEVERITIES = {"low": QUIET, "medium": "yellow", "high": CAUTION, "critical": BAD}
 
 Queries = Mapping[str, str]
@@ -99,7 +101,8 @@ def tile(
         noValue=none,
         thresholds=steps,
         mappings=[_words(states)] if states else [],
-        extraJson=_fields(color={"mode": "thresholds"}, links=list(links), **defaults),
+        extraJson=_fields(color={"mode": "thresholds"}, links=list(links), **defaults)
+        | {"options": {"text": {"valueSize": 34}, "wideLayout": True}},
     )
 
 
@@ -121,30 +124,34 @@ def graph(
     w: int = 8,
     h: int = 8,
 ) -> core.Panel:
-    """Lines (or bars) over time, from 0 up. `line` is where values are not to go; `colours` are by legend."""
+    """Lines (or bars) over time, from 0 up. `line` is where values are not to go.
+
+    `colours` are by legend or /regular expression/. There is no value for "none": Grafana would draw gaps with it.
+    """
     extra = _fields(
+        # Without colours of their own, the higher line is the more purple: red and green keep their meaning.
+        color={"mode": "palette-classic"} if colours else {"mode": "continuous-BlPu", "seriesBy": "max"},
         links=list(links),
-        noValue="0",
         min=None if log else 0,
         max=top,
         custom={"axisBorderShow": False, "thresholdsStyle": {"mode": "off" if line is None else "dashed"}},
     )
     extra["options"] = {
-        "legend": {"showLegend": True, "calcs": ["max", "lastNotNull"], "displayMode": "table"},
+        "legend": {"showLegend": True},
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     return core.TimeSeries(
         **_common(title, says, queries, w, h, runbook, exemplars=exemplars),
         unit=unit,
         drawStyle="bars" if bars else "line",
-        fillOpacity=70 if bars else 30 if stacked else 8,
+        fillOpacity=80 if bars else 30 if stacked else 0,
         lineWidth=0 if bars else 1,
         showPoints="never",
         stacking={"mode": "normal", "group": "A"} if stacked else {"mode": "none"},
         scaleDistributionType="log" if log else "linear",
         scaleDistributionLog=10,
         thresholds=[_step(None, CLEAR)] if line is None else [_step(None, CLEAR), _step(line, BAD)],
-        overrides=[_override("byName", name, color=_fixed(colour)) for name, colour in (colours or {}).items()],
+        overrides=[_override(name, color=_fixed(colour)) for name, colour in (colours or {}).items()],
         extraJson=extra,
     )
 
@@ -163,12 +170,14 @@ def timeline(
     """Which state each thing was in, over time."""
     return core.StateTimeline(
         **_common(title, says, queries, w, h, runbook),
+        # Not by thresholds, which would hide the colours of the words.
+        colorMode="fixed",
         fillOpacity=85,
         rowHeight=0.8,
         showValue="never",
         thresholds=[_step(None, CLEAR)],
         mappings=[_words(states)],
-        extraJson=_fields(links=list(links), unit=NO_UNIT, noValue="none")
+        extraJson=_fields(links=list(links), unit=NO_UNIT)
         | {"options": {"legend": {"showLegend": True}, "tooltip": {"mode": "single"}}},
     )
 
@@ -235,15 +244,22 @@ def table(
     *,
     first: Sequence[str],
     links: Mapping[str, Sequence[Json]] | None = None,
+    widths: Mapping[str, int] | None = None,
+    colours: Mapping[str, str] | None = None,
     runbook: Json | None = None,
     w: int = 24,
     h: int = 9,
 ) -> core.Panel:
-    """One row for each combination of the labels `first`, sorted by the first column. `links` are by label."""
+    """One row for each combination of the labels `first`, sorted by the first of the columns.
+
+    `links` and `widths` (pixels) are by label; `colours` are of the texts that the first label may have.
+    """
     refs = dict(zip(string.ascii_uppercase, columns.items(), strict=False))
     values = {f"Value #{ref}" if len(refs) > 1 else "Value": name for ref, (name, _) in refs.items()}
-    overrides = [_override("byName", name, **_cells(column)) for name, column in columns.items()]
-    overrides += [_override("byName", label, links=list(to)) for label, to in (links or {}).items()]
+    overrides = [_override(name, **_cells(column)) for name, column in columns.items()]
+    overrides += [_override(label, links=list(to)) for label, to in (links or {}).items()]
+    overrides += [_override(label, **{"custom.width": width}) for label, width in (widths or {}).items()]
+    overrides += [_override(first[0], **_tinted(colours))] if colours else []
     common = _common(title, says, {name: column.expr for name, column in columns.items()}, w, h, runbook, form="table")
     return core.Table(
         **common,
@@ -261,7 +277,7 @@ def table(
                 },
             },
         ],
-        extraJson=_fields(unit=NO_UNIT, noValue="-", custom={"cellOptions": {"type": "auto"}, "filterable": True})
+        extraJson=_fields(unit=NO_UNIT, noValue="-", custom={"cellOptions": {"type": "auto"}})
         | {"options": {"cellHeight": "sm", "footer": {"show": False}}},
     )
 
@@ -310,11 +326,17 @@ def _fixed(colour: str) -> Json:
     return {"mode": "fixed", "fixedColor": colour}
 
 
-def _override(matcher: str, wanted: str, **properties: Any) -> Json:
+def _override(name: str, **properties: Any) -> Json:
+    """For a series or column of this name, or of a name that fits a /regular expression/."""
     return {
-        "matcher": {"id": matcher, "options": wanted},
+        "matcher": {"id": "byRegexp" if name.startswith("/") else "byName", "options": name},
         "properties": [{"id": name, "value": value} for name, value in properties.items()],
     }
+
+
+def _tinted(colours: Mapping[str, str]) -> Json:
+    options = {text: {"color": colour, "index": at} for at, (text, colour) in enumerate(colours.items())}
+    return {"mappings": [{"type": "value", "options": options}], "custom.cellOptions": {"type": "color-text"}}
 
 
 def _cells(column: Column) -> Json:

@@ -24,7 +24,8 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "scrape_duration_seconds": ("job", "instance"),
     "process_cpu_seconds_total": ("job", "instance"),
     "process_resident_memory_bytes": ("job", "instance"),
-    "ALERTS": ("alertname", "alertstate", "severity", "component"),
+    "ALERTS": ("alertname", "alertstate", "severity"),
+    "ALERTS_FOR_STATE": ("alertname", "severity"),
     "prometheus_rule_evaluation_failures_total": ("rule_group",),
     "prometheus_notifications_dropped_total": (),
     "alertmanager_notifications_failed_total": ("integration",),
@@ -119,10 +120,21 @@ def worst(name: str, label: str, ranks: Mapping[str, int], /, by: str = "", **wa
     return f"max{_by(name, by)} ({' or '.join(ranked)})"
 
 
-def appeared(name: str, /, by: str, **wanted: Wanted) -> str:
-    """What was not there a minute ago."""
-    seen = select(name, **wanted)
-    return f"group{_by(name, by)} ({seen}) unless group{_by(name, by)} ({seen} offset 1m)"
+def began(expr: str) -> str:
+    """`expr`, a selector, where it has a value and had none one step before."""
+    return f"{expr} unless {expr} offset $__interval"
+
+
+def appeared(name: str, /, by: str) -> str:
+    """The `by` that there are and were not one step before."""
+    seen, joined = select(name), f"group{_by(name, by)}"
+    return f"{joined} ({seen}) unless {joined} ({seen} offset $__interval)"
+
+
+def stepped(name: str, /, by: str, **wanted: Wanted) -> str:
+    """By how much a counter has grown since one step before, where it has."""
+    seen, joined = select(name, **wanted), f"sum{_by(name, by)}"
+    return f"{joined} ({seen}) - {joined} ({seen} offset $__interval) > 0"
 
 
 def otherwise(expr: str, label: str, text: str) -> str:

@@ -198,10 +198,11 @@ _LOST_OWNERS = (
         "Given out again",
         "Deliveries a second that are given to another process because theirs died or let its lease run out. Good: 0. "
         "If not: processes are killed, or stand still for longer than a lease.",
-        {"{{bus}}/{{subscription}} {{reason}}": q.rate("redeliveries_total", by=f"{_SUB} reason")},
+        {"{{reason}}": q.rate("redeliveries_total", by="reason")},
         p.PER_SECOND,
         bars=True,
         stacked=True,
+        colours={"owner_died": p.BAD, "lease_expired": p.CAUTION},
         exemplars=True,
         runbook=runbook("GlassbusOwnersDying"),
         w=12,
@@ -271,4 +272,5 @@ BOARD = Board(
     "glassbus-queues",
     "What waits and for how long, who works on it, and what nobody could handle. Choose a subscription to drill down.",
     (*_TILES, *_QUEUES, *_HANDLERS, *_LOST_OWNERS, *_DEAD),
+    marks=("Breakers that opened", "Starts and deploys"),
 )

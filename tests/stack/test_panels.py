@@ -1,0 +1,168 @@
+"""Every panel shows data: the demo under faults, a real Prometheus, and each query of each board asked of it.
+
+Two processes are watched: one on SQLite, and one on a NATS server that is away for a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from local_stack import SERVERS, Stack
+
+from dashboards.build import BOARDS
+from glassbus.drill.servers import Server
+from tests import nats_kit
+from tests.server_kit import need, running
+from tests.stack_kit import until
+
+#: Seconds within which every panel must show data: several times what it takes where nothing else runs.
+WITHIN_S = 150.0
+_STEP_S = 1
+#: What is said of counters that are not named like one: the collector's, whose names are not ours to choose.
+_NOT_OURS = re.compile(r"metric might not be a counter.*\"otelcol_")
+_DEMO = "import sys; from glassbus.cli import main; sys.exit(main())"
+
+
+class Query(NamedTuple):
+    """A query of a board, and what it is for."""
+
+    of: str
+    expr: str
+
+
+def queries(board: dict[str, Any]) -> Iterator[Query]:
+    """Of its panels and of the marks on its graphs."""
+    for panel in board["panels"]:
+        for target in panel.get("targets", []):
+            yield Query(f"{board['title']}: {panel['title']} ({target['refId']})", target["expr"])
+    for mark in board["annotations"]["list"]:
+        yield Query(f"{board['title']}: annotation {mark['name']}", mark["expr"])
+
+
+def filled(expr: str, variables: dict[str, str]) -> str:
+    """`expr` as Grafana would ask it. A variable that the board does not have is a failure."""
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        assert name in variables, f"no variable {name}: {expr}"
+        return variables[name]
+
+    return re.sub(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))", value, expr)
+
+
+class Asked:
+    """Prometheus, and since when it is asked."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._url = stack.url("prometheus:9090")
+        self._since = time.time()
+
+    def series(self, expr: str) -> list[Any]:
+        """What it has had since; an empty list where that is nothing but NaN. What it warns of is a failure."""
+        now = time.time()
+        given = {"query": expr, "start": str(self._since), "end": str(now), "step": str(_STEP_S)}
+        answer = self._get("query_range", given)
+        said = [*answer.get("warnings", []), *answer.get("infos", [])]
+        assert not [one for one in said if not _NOT_OURS.search(one)], f"{said}: {expr}"
+        return [one for one in answer["data"]["result"] if any(value != "NaN" for _, value in one["values"])]
+
+    def values(self, selector: str, label: str) -> list[str]:
+        """What a query variable would offer."""
+        found: list[str] = self._get(f"label/{label}/values", {"match[]": selector})["data"]
+        return found
+
+    def _get(self, api: str, given: dict[str, str]) -> dict[str, Any]:
+        request = f"{self._url}/api/v1/{api}?{urllib.parse.urlencode(given)}"
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - what the tests started
+                found: dict[str, Any] = json.load(answer)
+        except urllib.error.HTTPError as error:
+            pytest.fail(f"{error.read().decode()}: {given}")
+        return found
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One of its own, with a second process to scrape."""
+    for server in SERVERS:
+        need(server)
+    place = tmp_path_factory.mktemp("panels")
+    made = Stack(place, tuned={"GLASSBUS_DECISION_WAIT": "1s", "GLASSBUS_SPANMETRICS_FLUSH": "1s"}, every="1s")
+    made.at["second"] = f"127.0.0.1:{nats_kit.free_port()}"
+    first = f'["{made.at["demo:9464"]}"]'
+    configuration = place / "prometheus.yml"
+    text = configuration.read_text("utf-8")
+    assert first in text
+    configuration.write_text(text.replace(first, f'["{made.at["demo:9464"]}", "{made.at["second"]}"]'), "utf-8")
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def asked(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    """The demo on SQLite as it is, and another on NATS whose queue fills up."""
+    place = tmp_path_factory.mktemp("demos")
+    found = Asked(stack)
+    with running(nats_kit.Server(place / "nats")) as nats, contextlib.ExitStack() as demos:
+        options = ["demo", "--plain", "--url", nats.url, "--fault", "queue_overflow"]
+        second = Server(
+            [sys.executable, "-c", _DEMO, *options],
+            f"http://{stack.at['second']}/readyz",
+            place,
+            name="second",
+            environment={**stack.of_a_service("glassbus-demo"), "GLASSBUS_HTTP": stack.at["second"]},
+        )
+        for demo in (stack.demo(), second):
+            demos.callback(demo.kill)
+            demo.start()
+        until(lambda: found.series("glassbus_spool_messages"), within_s=WITHIN_S)
+        nats.kill()
+        until(lambda: found.series("glassbus_connection_up == 0"), within_s=WITHIN_S)
+        nats.start()
+        yield found
+
+
+@pytest.mark.parametrize("board", [json.loads(board.to_json()) for board in BOARDS], ids=lambda board: board["uid"])
+def test_every_panel_of_a_board_shows_data(asked: Asked, board: dict[str, Any]) -> None:
+    variables = {variable["name"]: variable.get("allValue") or ".*" for variable in board["templating"]["list"]}
+    # As Grafana has them at this step and this interval between scrapes.
+    variables |= {"__rate_interval": "4s", "__interval": f"{_STEP_S}s", "__range": "60s"}
+    left = list(queries(board))
+
+    def empty() -> list[Query]:
+        left[:] = [query for query in left if not asked.series(filled(query.expr, variables))]
+        return left
+
+    until(empty, lambda still: not still, within_s=WITHIN_S)
+    assert not left, "no data:\n" + "\n".join(f"{query.of}: {query.expr}" for query in left)
+
+
+@pytest.mark.parametrize("board", [json.loads(board.to_json()) for board in BOARDS], ids=lambda board: board["uid"])
+def test_every_variable_of_a_board_has_something_to_choose(asked: Asked, board: dict[str, Any]) -> None:
+    chosen = {variable["name"]: ".*" for variable in board["templating"]["list"]}
+    for variable in board["templating"]["list"]:
+        if variable["type"] != "query":
+            continue
+        query = variable["query"]["query"]
+        parts = re.fullmatch(r"label_values\((.*), (\w+)\)", query)
+        assert parts, query
+        selector, label = filled(parts[1], chosen), parts[2]
+        assert until(lambda: asked.values(selector, label), within_s=WITHIN_S), query  # noqa: B023 - called at once
+
+
+def test_a_panel_without_data_is_named(asked: Asked) -> None:
+    """The check above can fail: nobody tells this metric, and a ratio of nothing is NaN alone."""
+    assert asked.series("glassbus_nobody_tells_this") == []
+    assert asked.series("vector(0) / vector(0)") == []
+    with pytest.raises(AssertionError, match="no variable"):
+        filled('up{job=~"$nobody"}', {})
