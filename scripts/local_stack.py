@@ -28,6 +28,7 @@ from glassbus import GlassbusError, shipped
 from glassbus.drill.servers import SERVERS_VARIABLE, Server, find_server, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ALERTMANAGER = "alerts/alertmanager.yml"
 SERVERS = ("jaeger", "otelcol", "alertmanager", "prometheus")
 
 #: Every address that the configurations name, as the network of compose.yaml knows it.
@@ -79,15 +80,23 @@ def _is_free(port: int) -> bool:
 class Stack:
     """The four servers, with their files in `place`. A context manager: they are ready within, and stopped after it.
 
-    `tuned` are variables of otel-collector.yaml that are to differ from their defaults; `every` replaces Prometheus'
-    intervals between scrapes and evaluations.
+    For tests: `tuned` are variables of otel-collector.yaml that are to differ from their defaults; `every` replaces the
+    intervals between scrapes and evaluations, and what Alertmanager waits before it tells of a group; `told` takes its
+    notifications in the place of the demo (host:port).
     """
 
     def __init__(
-        self, place: Path, *, usual: bool = False, tuned: Mapping[str, str] | None = None, every: str = ""
+        self,
+        place: Path,
+        *,
+        usual: bool = False,
+        tuned: Mapping[str, str] | None = None,
+        every: str = "",
+        told: str = "",
     ) -> None:
         self.place = place
         self.at = loopback(usual)
+        self._told = told
         self._tuned = dict(tuned or {})
         self._every = every
         self._running = contextlib.ExitStack()
@@ -164,7 +173,7 @@ class Stack:
     def _alertmanager(self) -> Server:
         command = [
             find_server("alertmanager"),
-            f"--config.file={self._rendered('alerts/alertmanager.yml')}",
+            f"--config.file={self._rendered(ALERTMANAGER)}",
             f"--storage.path={self.place / 'alertmanager'}",
             f"--web.listen-address={self.at['alertmanager:9093']}",
             "--cluster.listen-address=",
@@ -186,9 +195,12 @@ class Stack:
         return self._server("prometheus", command, "prometheus:9090", "/-/ready")
 
     def _rendered(self, name: str) -> Path:
-        text = render(shipped.find(name).read_text(encoding="utf-8"), self.at)
+        text = shipped.find(name).read_text(encoding="utf-8")
+        if self._told and name == ALERTMANAGER:
+            text = text.replace("demo:9464", self._told)
+        text = render(text, self.at)
         if self._every:
-            text = re.sub(r"(scrape|evaluation)_interval: \w+", rf"\1_interval: {self._every}", text)
+            text = re.sub(r"(scrape_interval|evaluation_interval|group_wait): \w+", rf"\1: {self._every}", text)
         path = self.place / Path(name).name
         path.write_text(text, encoding="utf-8")
         return path
