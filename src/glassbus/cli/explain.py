@@ -27,7 +27,7 @@ from glassbus.cli.common import (
 )
 from glassbus.cli.storytext import Places, story_text
 from glassbus.config import Address, addresses, default_state_dir
-from glassbus.errors import GlassbusError, safe_text
+from glassbus.errors import GlassbusError, redact, safe_text
 from glassbus.record.reading import JournalReader
 from glassbus.record.telling import Told, ids_like, ids_of_trace, told_by
 from glassbus.story import FORGETS, Story, ask, tell
@@ -141,7 +141,9 @@ def _source(arguments: argparse.Namespace) -> _Source:
 
 
 def _places(arguments: argparse.Namespace) -> Places:
-    store = f" --url {shlex.quote(arguments.url)}" if arguments.url else ""
+    store = ""
+    if arguments.url:
+        store = f" --url {shlex.quote(arguments.url)}" if redact(arguments.url) == arguments.url else " --url URL"
     journal = f" --state-dir {shlex.quote(arguments.state_dir)}" if arguments.state_dir is not None else store
     return Places(store, journal)
 
@@ -156,6 +158,8 @@ def _story(source: _Source, message_id: str, jaeger: str) -> Story | None:
     notes = (*told.notes, *troubles)
     if source.journal is None:
         notes = (*notes, "this store has no journal beside it, so nothing is told of attempts: --state-dir names it")
+    if source.store is None:
+        notes = (*notes, "no store was asked where it is now: --url names it")
     story = tell(message_id, told._replace(notes=notes), asked, time.time(), traces_at=jaeger)
     if story is None and troubles:
         raise CommandError(f"the journal tells nothing of it, and {troubles[0]}")

@@ -17,6 +17,10 @@ _ERROR_MAX = 400
 #: Of a longer story the middle is left out.
 _FIRST, _LAST = 16, 32
 _LABEL = 11
+#: What happens around a message, not to it.
+_MOVES = frozenset(
+    {"breaker", "moves", "paused", "resumed", "load_shed", "load_regained", "intake_paused", "intake_resumed"}
+)
 _STATE_STYLES = {"handled": "good", "dead_lettered": "bad", "expired": "warn", "discarded": "warn", "unknown": "warn"}
 _MARKS = {"handled": "✔", "dead_lettered": "✖", "expired": "✖", "discarded": "✖", "unknown": "?"}
 
@@ -39,18 +43,17 @@ def _lines(story: Story, places: Places, width: int) -> Iterator[str]:
     yield from _labelled("published", _publish_text(published), width)
     for step in story.publishing:
         yield from _labelled("", f"{_clock(step.at)} {_named(step)}: {printable(step.why)}", width)
-    for trace in story.traces:
-        yield from _trace_lines(trace, first=trace is story.traces[0], width=width)
     day = _day(published.at)
     for delivery in story.deliveries:
         yield ""
         yield from _delivery_lines(delivery, day, width)
     if not story.deliveries and story.store:
         yield from _labelled("now", "in no queue: no subscription has it", width)
-    notes = [*story.notes]
-    if not story.store:
-        notes.append("no store was asked where it is now: --url names it")
-    yield from _section("notes", [printable(note) for note in notes], width, "dim")
+    if story.traces:
+        yield ""
+    for trace in story.traces:
+        yield from _trace_lines(trace, first=trace is story.traces[0], width=width)
+    yield from _section("notes", [printable(note) for note in story.notes], width, "dim")
     following = _next(story, places)
     if following:
         yield ""
@@ -89,12 +92,16 @@ def _publish_text(published: Published) -> str:
 
 def _trace_lines(trace: TraceOfStory, *, first: bool, width: int) -> Iterator[str]:
     held = ", ".join(map(printable, trace.holds)) or "nothing that is told here"
-    linked = f"; linked to {trace.linked_to[:8]}" if trace.linked_to else ""
-    label = "trace" if first else ""
-    yield f"{paint(label, 'bold')}{' ' * (_LABEL - len(label))}{trace.trace_id}"
-    yield from _labelled("", f"  {held}{linked}", width, "dim")
+    held += f"; linked to {trace.linked_to[:8]}" if trace.linked_to else ""
+    label = "traces" if first else ""
+    head = f"{paint(label, 'bold')}{' ' * (_LABEL - len(label))}{trace.trace_id}"
+    if _LABEL + len(trace.trace_id) + 2 + len(held) <= width:
+        yield f"{head}  {paint(held, 'dim')}"
+    else:
+        yield head
+        yield from _labelled("", f"  {held}", width, "dim")
     if trace.url:
-        yield f"{' ' * _LABEL}  {trace.url}"
+        yield f"{' ' * _LABEL}{trace.url}"
 
 
 # One delivery
@@ -149,8 +156,7 @@ def _step_lines(step: Step, told: Failure | None, most: int, width: int) -> Iter
             yield from _wrapped(step.why, width)
         case "attempt":
             took = f"failed after {_took(step.duration_s)}" if step.duration_s is not None else "failed"
-            kind = f"  {step.error.category}, {step.error.severity}" if step.error is not None else ""
-            yield f"{paint(clock, 'dim')}{paint(f'{_attempt(step, most)}  ✖ {took}', 'bad')}{kind}"
+            yield paint(clock, "dim") + paint(f"{_attempt(step, most)}  ✖ {took}", "bad")
             yield from _error_lines(step.error, told, width)
         case "retry":
             when = f"in {_took(step.delay_s)}" if step.delay_s else "at once"
@@ -160,6 +166,11 @@ def _step_lines(step: Step, told: Failure | None, most: int, width: int) -> Iter
             yield paint(clock, "dim") + paint("dead letter", "bad")
             yield from _wrapped(step.why, width)
             yield from _error_lines(step.error, told, width)
+        case kind if kind in _MOVES:
+            named = step.why if kind in ("breaker", "moves") else f"{_named(step)}: {step.why}"
+            first, *rest = textwrap.wrap(printable(named), width - _TIME, break_on_hyphens=False) or [""]
+            yield paint(clock + first, "dim")
+            yield from (paint(" " * _TIME + line, "dim") for line in rest)
         case _:
             yield f"{paint(clock, 'dim')}{paint(_named(step), 'warn')}"
             yield from _wrapped(step.why, width)
@@ -180,7 +191,7 @@ def _named(step: Step) -> str:
     name = step.kind.replace("_", " ")
     if step.kind == "replayed":
         return f"replayed ({step.replays})"
-    return f"{name} as attempt {step.attempt}" if step.kind == "redelivered" else name
+    return "given again" if step.kind == "redelivered" else name
 
 
 def _error_lines(error: Failure | None, told: Failure | None, width: int) -> Iterator[str]:
@@ -191,7 +202,7 @@ def _error_lines(error: Failure | None, told: Failure | None, width: int) -> Ite
             yield from _wrapped(f"the same error again ({error.fingerprint})", width, "dim")
         return
     text = printable(f"{error.type.removeprefix('glassbus.errors.')}: {error.message}", _ERROR_MAX)
-    yield from _wrapped(f"{text} ({error.fingerprint})", width)
+    yield from _wrapped(f"{text} ({error.category}, {error.severity}, {error.fingerprint})", width)
 
 
 def _around_text(around: Around) -> str:

@@ -93,9 +93,9 @@ class Now(msgspec.Struct, frozen=True):
     or unknown.
 
     `source` is the store, or the journal where the store was not asked; `certain` is False for what is only inferred.
-    `text` says it in a sentence. `due_at`, `owner`, `owner_lives` and `waits_for_key` are as in
-    `transport.Located`; `held`: paused or forced_open, by an operator. `consumers`: processes that take messages of it,
-    None where that is unknown. Of a dead letter: its `dead_letter` id, `reason` and `error`.
+    `text` says it in a sentence. `due_at`, `owner`, `owner_lives`, `waits_for_key` and `redelivered` are
+    as in `transport.Located`; `held`: paused or forced_open, by an operator. `consumers`: processes that take messages
+    of it, None where that is unknown. Of a dead letter: its `dead_letter` id, `reason` and `error`.
     """
 
     state: str
@@ -109,6 +109,7 @@ class Now(msgspec.Struct, frozen=True):
     owner: str = ""
     owner_lives: bool | None = None
     waits_for_key: bool = False
+    redelivered: str = ""
     held: str = ""
     consumers: int | None = None
     dead_letter: str = ""

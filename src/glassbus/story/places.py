@@ -49,6 +49,7 @@ def _located(located: Located, queue: QueueState | None, asked: Asked, steps: Se
         owner=located.owner,
         owner_lives=located.owner_lives,
         waits_for_key=located.waits_for_key,
+        redelivered=located.redelivered,
         held=held if held != "disabled" else "",
         consumers=queue.consumers if queue is not None else None,
         dead_letter=located.dead_letter,
@@ -71,7 +72,7 @@ def _text(located: Located, queue: QueueState | None, held: str, reason: str, si
         case "retrying":
             return f"waiting for attempt {located.attempt + 1}, {_due(located.due_at, now)}{_waits(queue, held)}"
         case "scheduled":
-            return f"published to be due {_due(located.due_at, now)}{_waits(queue, held)}"
+            return f"waiting for its time, {_due(located.due_at, now)}{_waits(queue, held)}"
         case _:
             again = f", to be given again ({located.redelivered.replace('_', ' ')})" if located.redelivered else ""
             key = ", behind another message of its key" if located.waits_for_key else ""

@@ -23,9 +23,7 @@ def of_retry(entry: Entry) -> str:
     fields = entry.fields
     immediate = _count(fields.get("immediate"))
     if fields.get("action") == "immediate_retry":
-        return f"retry {entry.attempt} of {immediate} that {'is' if immediate == 1 else 'are'} made at once" * bool(
-            immediate
-        )
+        return f"immediate retry {entry.attempt} of {immediate}" if immediate else ""
     if fields.get("postponed"):
         return "postponed: the retry budget of the subscription is spent"
     ceiling_s = number(fields.get("ceiling_s"))
@@ -43,7 +41,8 @@ def of_dead_letter(entry: Entry) -> str:
         case "attempts_spent" if most and entry.attempt >= most:
             return f"all {most} attempts were made" if most > 1 else "the only attempt was made"
         case "attempts_spent":
-            return f"{entry.attempt} attempts were made, and the rule allows no more"
+            were = "attempt was" if entry.attempt == 1 else "attempts were"
+            return f"{entry.attempt} {were} made, and the rule allows no more"
         case "not_retryable" if kind == _UNREADABLE:
             return "its payload cannot be read, so every attempt would fail alike"
         case "not_retryable":
@@ -51,7 +50,8 @@ def of_dead_letter(entry: Entry) -> str:
         case "abandoned":
             return "its handler still ran long past its timeout and could not be stopped (abandon_after)"
         case "owner_died":
-            return f"its process died, or lost its lease, in each of {entry.attempt} attempts"
+            which = "its only attempt" if entry.attempt == 1 else f"each of {entry.attempt} attempts"
+            return f"its process died, or lost its lease, in {which}"
         case "overflow":
             return f"its queue was full: {report.message}" if report is not None else "its queue was full"
         case reason:

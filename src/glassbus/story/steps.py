@@ -119,7 +119,7 @@ def step_of(entry: Entry, process: Process, around: Around | None) -> Step:
         at=entry.at,
         kind=kind,
         why=why,
-        attempt=entry.attempt,
+        attempt=0 if kind == "replayed" else entry.attempt,
         replays=entry.replays,
         outcome={"AttemptFailed": "failed", "RecoveryEnded": "handled"}.get(fact, ""),
         started_at=started_at if kind == "attempt" else 0.0,

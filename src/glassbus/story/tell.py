@@ -12,6 +12,7 @@ from glassbus.record.wording import moment
 from glassbus.story.model import (
     FORMAT,
     DeliveryStory,
+    Now,
     Published,
     Step,
     Story,
@@ -52,13 +53,16 @@ def tell(message_id: str, told: Told, asked: Asked | None, now: float, *, traces
         return None
     made = steps_of(told)
     names = _names(made, where)
-    deliveries, notes = [], list(told.notes)
+    deliveries, notes, whole = [], list(told.notes), True
     for name in names:
         own = [one for one in made if one.subscription == name]
         place = now_of(name, [one.step for one in own], asked, now)
         deliveries.append(DeliveryStory(name, place, tuple(_with_moves(told, name, own))))
-        notes += _gaps(name, [one.step for one in own])
-    notes += _floods(told.floods, made, names)
+        gaps = _gaps(name, [one.step for one in own], place)
+        notes += gaps
+        whole = whole and not gaps and place.certain
+    if not whole:
+        notes += _floods(told.floods, made, names)
     publishing = tuple(one.step for one in made if not one.subscription)
     published = _published(told, made, where, names)
     return Story(
@@ -118,7 +122,7 @@ def _with_moves(told: Told, subscription: str, own: Sequence[Made]) -> list[Step
     since = min(step.started_at or step.at for step in steps) - _BEFORE_S
     journals = frozenset(one.journal for one in own)
     moves = moves_around(told, subscription, journals, since, max(step.at for step in steps))
-    merged = sorted([*steps, *moves], key=lambda step: step.at)
+    merged = [step for _, step in sorted([*_placed(steps), *_placed(moves)], key=lambda pair: pair[0])]
     shown: list[Step] = []
     run: list[Step] = []
     moving = {id(step) for step in moves}
@@ -129,6 +133,17 @@ def _with_moves(told: Told, subscription: str, own: Sequence[Made]) -> list[Step
         shown += [*_folded(run), step]
         run = []
     return [*shown, *_folded(run)]
+
+
+def _placed(steps: Sequence[Step]) -> list[tuple[float, Step]]:
+    """Each step and when it is told: an attempt when it began, and at once what was decided about it."""
+    placed: list[tuple[float, Step]] = []
+    for step in steps:
+        at = step.started_at or step.at
+        if placed and step.kind in ("retry", "dead_lettered") and placed[-1][1].kind in ("attempt", "abandoned"):
+            at = placed[-1][0]
+        placed.append((at, step))
+    return placed
 
 
 def _folded(run: list[Step]) -> list[Step]:
@@ -143,24 +158,29 @@ def _folded(run: list[Step]) -> list[Step]:
 # What is missing
 
 
-def _gaps(subscription: str, steps: Sequence[Step]) -> list[str]:
+def _gaps(subscription: str, steps: Sequence[Step], now: Now) -> list[str]:
     """Attempts that must have been, and are not told."""
     missing: list[tuple[int, int]] = []
-    for replays in sorted({step.replays for step in steps}):
+    lives = sorted({step.replays for step in steps})
+    for replays in lives:
         life = [step for step in steps if step.replays == replays and step.attempt]
-        told = {step.attempt for step in life if step.kind in ("attempt", "retry", "given_back")}
-        lost = {step.attempt - 1 for step in life if step.kind == "redelivered"}  # which says why it has no end
-        last = max((step.attempt for step in life if step.kind != "redelivered"), default=0)
         if any(step.kind == "dead_lettered" and step.details.get("reason") == "owner_died" for step in life):
             continue
-        missing += [(replays, attempt) for attempt in range(1, min(last, 10_000)) if attempt not in told | lost]
+        told = {step.attempt for step in life if step.kind in ("attempt", "retry", "given_back")}
+        told |= {step.attempt - 1 for step in life if step.kind == "redelivered"}  # which says why it has no end
+        last = max((step.attempt for step in life if step.kind != "redelivered"), default=0)
+        if replays == lives[-1] and now.source == "store":
+            running = now.state == "in_flight" or bool(now.redelivered)
+            last = max(last, now.attempt - running)
+        missing += [(replays, attempt) for attempt in range(1, min(last, 10_000) + 1) if attempt not in told]
     if not missing:
         return []
     attempts = ", ".join(
         str(attempt) + (f" (after replay {replays})" if replays else "") for replays, attempt in missing[:8]
     )
     more = f" and {len(missing) - 8:,} more" if len(missing) > 8 else ""
-    sentence = f"{subscription}: no lines of their own have attempts {attempts}{more}"
+    which = ("attempt", "has", "its") if len(missing) == 1 else ("attempts", "have", "their")
+    sentence = f"{subscription}: {which[0]} {attempts}{more} {which[1]} no lines of {which[2]} own"
     return [f"{sentence}: in a summary of a flood, lost, in a file that had to go, or without a journal"]
 
 
@@ -181,8 +201,9 @@ def _floods(floods: Sequence[FloodLine], made: Sequence[Made], names: Sequence[s
     if not alike:
         return []
     count = sum(flood.count for flood in alike)
-    span = f"from {moment(min(flood.since for flood in alike))} to {moment(max(flood.at for flood in alike))}"
-    return [f"{count:,} facts alike came too fast {span} and are only counted; some may be of this message"]
+    since, until = moment(min(flood.since for flood in alike)), moment(max(flood.at for flood in alike))
+    when = f"at {since}" if since == until else f"from {since} to {until}"
+    return [f"{count:,} facts alike came too fast {when} and are only counted; some may be of this message"]
 
 
 # Traces

@@ -33,14 +33,19 @@ def named(lineage: Lineage, kind: f.FactType, delivery: f.Delivery, reason: str)
         above = trail.origin if trail.parent and trail.origin.sampled else None
         return _told(trail.own, above.span_id if above is not None else 0)
     if kind is f.DeliveryDeadLettered:
-        return _told(lineage.origin(delivery)._replace(span_id=0))
+        return _below(lineage.origin(delivery))
     if kind is f.DeadLetterReplayed:
         return _told(replay_place(delivery, max(1, delivery.replays)))
     if kind is f.RecoveryEnded and reason == "succeeded":
         return _told(lineage.trail(delivery).own)
     if kind in (f.DeliveryExpired, f.DeliveryDiscarded) and delivery.attempt <= 1:
-        return _told(lineage.origin(delivery)._replace(span_id=0))
+        return _below(lineage.origin(delivery))
     return {}
+
+
+def _below(origin: Place) -> dict[str, str]:
+    """Something below a publish or replay whose own span is not known."""
+    return _told(origin._replace(span_id=0), origin.span_id if origin.sampled else 0)
 
 
 def _told(place: Place, parent: int = 0) -> dict[str, str]:
