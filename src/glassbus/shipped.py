@@ -12,6 +12,8 @@ from glassbus.errors import ShippedFileMissing
 
 #: What ships. A folder ships whole.
 SHIPPED = (
+    "LICENSE",
+    "README.md",
     "alerts/alertmanager.yml",
     "alerts/glassbus.rules.yml",
     "alerts/runbooks",
@@ -19,6 +21,7 @@ SHIPPED = (
     "dashboards/json",
     "deploy",
     "otel-collector.yaml",
+    "pyproject.toml",
 )
 
 

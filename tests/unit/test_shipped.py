@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ def test_a_checkout_serves_its_own_files() -> None:
     assert shipped.root() == REPOSITORY
     assert shipped.find("otel-collector.yaml").read_text() == (REPOSITORY / "otel-collector.yaml").read_text()
     assert shipped.find("deploy/versions.env") in shipped.files("deploy", ".env")
+
+
+def test_the_wheel_is_told_to_carry_what_the_code_looks_for() -> None:
+    wheel = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {name: f"glassbus/shipped_files/{name}" for name in shipped.SHIPPED}
+    assert all((REPOSITORY / name).exists() for name in shipped.SHIPPED)
 
 
 def test_files_in_the_package_come_before_any_around_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +41,7 @@ def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytes
         shipped.find("alerts/glassbus.rules.yml")
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "alerts/../pyproject.toml", "README.md", "deployment"])
+@pytest.mark.parametrize("name", ["/etc/passwd", "alerts/../pyproject.toml", "CHANGELOG.md", "deployment"])
 def test_nothing_else_is_served(name: str) -> None:
     with pytest.raises(ValueError, match="not within what ships"):
         shipped.find(name)

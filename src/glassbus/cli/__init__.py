@@ -32,6 +32,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     ("explain", "glassbus.cli.explain", "the story of one message: what happened to it, why, and where it is"),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
+    ("export", "glassbus.cli.export", "write out what ships: dashboards, alerts, the collector, the whole stack"),
     ("escalations", "glassbus.cli.escalations", "what somebody must know of: list, acknowledge, resolve"),
 )
 
