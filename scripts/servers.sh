@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the servers that tests and `make stack` run against, where they are missing, into one folder outside the checkout:
-#   sh scripts/servers.sh nats-server prometheus alertmanager otelcol jaeger     (all of them without arguments)
+#   sh scripts/servers.sh nats-server prometheus alertmanager otelcol jaeger docker-compose   (all of them without arguments)
 # Versions: deploy/versions.env. Folder: $GLASSBUS_SERVERS, else ${XDG_CACHE_HOME:-~/.cache}/glassbus-ci/bin.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -9,10 +9,10 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/glassbus-ci
 bin=${GLASSBUS_SERVERS:-$cache/bin}
 mkdir -p "$bin"
 
-go=$(command -v go || echo /usr/local/go/bin/go)
+go=${GO:-$(command -v go || echo /usr/local/go/bin/go)}
 need_go() {
     if [ ! -x "$go" ]; then
-        echo "Go is missing: it is needed to build $1. Install Go 1.26 or later (https://go.dev/dl)." >&2
+        echo "Go is missing: it is needed to build $1. Install Go 1.26 or later (https://go.dev/dl), or put binaries on PATH." >&2
         exit 1
     fi
     export CGO_ENABLED=0 GOBIN="$bin"
@@ -108,12 +108,32 @@ jaeger() {
     built jaeger "$JAEGER_VERSION"
 }
 
-for server in ${*:-nats-server prometheus alertmanager otelcol jaeger}; do
+# No server: what reads compose.yaml, for the test that it is read. `go install` refuses its exclude directives.
+docker_compose() {
+    fresh docker-compose "$COMPOSE_VERSION" && return
+    need_go "Docker Compose $COMPOSE_VERSION"
+    module=github.com/docker/compose/v2
+    work=$(mktemp -d)
+    cd "$work"
+    source=$("$go" mod download -json "$module@v$COMPOSE_VERSION" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+    {
+        printf 'module example.invalid/compose\n\ngo 1.25.0\n\nrequire %s v%s\n' "$module" "$COMPOSE_VERSION"
+        sed -n -e '/^exclude (/,/^)/p' -e '/^replace (/,/^)/p' -e '/^exclude [^(]/p' -e '/^replace [^(]/p' "$source/go.mod"
+    } >go.mod
+    cp "$source/go.sum" . && chmod u+w go.sum
+    GOFLAGS=-mod=mod "$go" build -trimpath -ldflags="-s -w" -o "$bin/docker-compose" "$module/cmd"
+    cd "$here"
+    rm -rf "$work"
+    built docker-compose "$COMPOSE_VERSION"
+}
+
+for server in ${*:-nats-server prometheus alertmanager otelcol jaeger docker-compose}; do
     case $server in
     nats-server) nats_server ;;
+    docker-compose) docker_compose ;;
     prometheus | alertmanager | otelcol | jaeger) "$server" ;;
     *)
-        echo "unknown server $server; known are nats-server, prometheus, alertmanager, otelcol, jaeger" >&2
+        echo "unknown server $server; known are nats-server, prometheus, alertmanager, otelcol, jaeger, docker-compose" >&2
         exit 2
         ;;
     esac

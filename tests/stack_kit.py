@@ -52,6 +52,12 @@ def prometheus(stack: Stack, api: str, **parameters: str) -> Any:
     return json.loads(fetch(f"{stack.url('prometheus:9090')}/api/v1/{api}?{asked}"))["data"]
 
 
+def series(stack: Stack, query: str) -> list[dict[str, Any]]:
+    """The series of an instant query."""
+    found: list[dict[str, Any]] = prometheus(stack, "query", query=query)["result"]
+    return found
+
+
 def value(stack: Stack, query: str) -> float:
     """The sum over all series of an instant query; 0 without any."""
-    return sum(float(one["value"][1]) for one in prometheus(stack, "query", query=query)["result"])
+    return sum(float(one["value"][1]) for one in series(stack, query))

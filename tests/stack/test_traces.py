@@ -9,9 +9,11 @@ import sys
 from functools import partial
 from typing import Any
 
+import yaml
 from local_stack import Stack
 
-from tests.stack_kit import spans_of, until, value
+from tests.server_kit import REPOSITORY
+from tests.stack_kit import series, spans_of, until, value
 
 MESSAGES, EVERY = 1000, 5
 
@@ -84,3 +86,16 @@ def test_span_metrics_count_what_was_sent_before_any_sampling(stack: Stack) -> N
     errors = 'traces_span_metrics_calls_total{service_name="counted-shop", span_name="error orders.*"}'
     wanted = MESSAGES // EVERY * 1.5
     assert until(lambda: value(stack, errors), lambda found: found == wanted) == wanted
+
+
+def test_a_span_leads_to_metrics_of_its_service(stack: Stack) -> None:
+    """The queries behind Grafana's links from Jaeger: `$__tags` stands for the span's tags as labels."""
+    run_workload(stack, "linked-shop")
+    provisioned = yaml.safe_load((REPOSITORY / "deploy/grafana/provisioning/datasources/glassbus.yaml").read_text())
+    (jaeger,) = [source for source in provisioned["datasources"] if source["type"] == "jaeger"]
+    links = jaeger["jsonData"]["tracesToMetrics"]
+    assert [(tag["key"], tag["value"]) for tag in links["tags"]] == [("service.name", "service_name")]
+    queries = [one["query"].replace("$$__tags", 'service_name="linked-shop"') for one in links["queries"]]
+    for query in (one for one in queries if "linked-shop" in one):
+        assert until(partial(series, stack, query)), query
+    assert len(queries) > 2
