@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards import panels as p
 from dashboards import promql as q
-from dashboards.frame import Board, runbook, to_board, to_traces
+from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
 from dashboards.panels import Column, Levels
 from dashboards.states import (
     BREAKER,
@@ -16,7 +16,7 @@ from dashboards.states import (
     subscriptions_held,
 )
 
-_TRANSITIONS = to_traces("Its transitions in Jaeger", **{"breaker.name": "${__field.labels.breaker}"})
+_TRANSITIONS = to_traces("Its transitions in Jaeger", {"glassbus.breaker.name": of("breaker")})
 _MOVED = f"({q.grown('breaker_transitions_total', by='bus breaker from_state to_state')} >= 1)"
 
 #: 0 for embedded stores, which have none.
@@ -98,7 +98,7 @@ _BREAKERS = (
         "links lead to the failures that tipped it.",
         {"times": Column(q.otherwise(_MOVED, "breaker", "none moved"), p.COUNT)},
         first=("bus", "breaker", "from_state", "to_state"),
-        links={"breaker": [to_traces("Its transitions in Jaeger", **{"breaker.name": "${__value.raw}"})]},
+        links={"breaker": [to_traces("Its transitions in Jaeger", {"glassbus.breaker.name": CELL})]},
         widths={"bus": 80, "from_state": 95, "to_state": 95, "times": 70},
         w=10,
         h=12,
@@ -112,7 +112,6 @@ _BREAKERS = (
         bars=True,
         stacked=True,
         colours={s.name: s.colour for s in BREAKER},
-        exemplars=True,
         runbook=runbook("GlassbusBreakerFlapping"),
     ),
     p.graph(
@@ -149,7 +148,7 @@ _HELD = (
         "ends when somebody resumes it.",
         {"{{bus}}/{{subscription}}": subscriptions("bus subscription")},
         SUBSCRIPTION,
-        links=[to_board("glassbus-queues", "subscription", "subscription")],
+        links=[to_board_of("glassbus-queues", "subscription", of("subscription"))],
         runbook=runbook("GlassbusSubscriptionHeld"),
         w=24,
     ),
@@ -163,7 +162,7 @@ _CONNECTIONS = (
         "tries again by itself, then the next of a failover set.",
         {"{{endpoint}} of {{instance}}": f"max by (endpoint, instance) ({q.select('connection_up')})"},
         UP,
-        links=[to_traces("What connections did, in Jaeger", **{"connection.state": "lost"})],
+        links=[to_traces("What connections did, in Jaeger", {"glassbus.connection.state": "down"})],
         runbook=runbook("GlassbusConnectionDown"),
         w=16,
     ),
@@ -182,7 +181,6 @@ _CONNECTIONS = (
         {"{{endpoint}}": q.grown("reconnects_total", by="endpoint", over="5m")},
         p.COUNT,
         bars=True,
-        exemplars=True,
         runbook=runbook("GlassbusConnectionFlapping"),
     ),
     p.graph(

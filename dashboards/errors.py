@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dashboards import panels as p
 from dashboards import promql as q
-from dashboards.frame import Board, cell_to_board, runbook, to_board, to_traces
+from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
 from dashboards.panels import Column, Levels
 
 #: What the mission asks of error handling, and of recovery.
 HANDLING_S, RECOVERY_S = 0.01, 30.0
 
-_CATEGORY = "${__field.labels.category}"
-_OF_CATEGORY = to_traces("Traces of these errors in Jaeger", **{"error.category": _CATEGORY})
+_OF_CATEGORY = to_traces("Traces of these errors in Jaeger", {"glassbus.error.category": of("category")})
 _FAILED = q.count("process_duration_seconds", outcome="failed")
 _PLACES = f"topk(10, {q.grown('errors_total', by='destination component category severity')} >= 1)"
 _LATELY = q.rate("errors_total", by="category", over="5m")
@@ -94,7 +93,6 @@ _ERRORS = (
         p.PER_SECOND,
         stacked=True,
         colours=p.CATEGORIES,
-        exemplars=True,
         links=[_OF_CATEGORY],
     ),
     p.graph(
@@ -105,8 +103,7 @@ _ERRORS = (
         p.PER_SECOND,
         stacked=True,
         colours=p.SEVERITIES,
-        exemplars=True,
-        links=[to_traces("Traces of these errors in Jaeger", **{"error.severity": "${__field.labels.severity}"})],
+        links=[to_traces("Traces of these errors in Jaeger", {"glassbus.error.severity": of("severity")})],
     ),
     p.graph(
         "Getting worse?",
@@ -127,8 +124,8 @@ _ERRORS = (
         },
         first=("severity", "category", "component", "destination"),
         links={
-            "category": [to_traces("Traces of these errors in Jaeger", **{"error.category": "${__value.raw}"})],
-            "destination": [cell_to_board("glassbus-errors", "destination")],
+            "category": [to_traces("Traces of these errors in Jaeger", {"glassbus.error.category": CELL})],
+            "destination": [to_board_of("glassbus-errors", "destination", CELL)],
         },
         w=16,
         h=9,
@@ -145,7 +142,7 @@ _ERRORS = (
         p.SHARE,
         Levels(0.05, 0.5),
         top=1.0,
-        links=[to_traces("Failed attempts in Jaeger", subscription="${__field.labels.subscription}", keep="true")],
+        links=[to_traces("Its failures in Jaeger", {"glassbus.subscription": of("subscription")})],
         runbook=runbook("GlassbusRetryStorm"),
         h=9,
     ),
@@ -161,7 +158,6 @@ _RECOVERY = (
         p.PER_SECOND,
         stacked=True,
         colours=p.OUTCOMES,
-        exemplars=True,
         runbook=runbook("GlassbusRecoveryIneffective"),
     ),
     p.graph(
@@ -171,7 +167,7 @@ _RECOVERY = (
         {"{{action}}": _recovered(by="action")},
         p.SHARE,
         top=1.0,
-        links=[to_traces("These recoveries in Jaeger", **{"recovery.action": "${__field.labels.action}"})],
+        links=[to_traces("These recoveries in Jaeger", {"glassbus.recovery.action": of("action")})],
         runbook=runbook("GlassbusRecoveryIneffective"),
     ),
     p.graph(
@@ -181,8 +177,7 @@ _RECOVERY = (
         {"{{action}}": f"{q.rate('recovery_attempts_total', by='action')} > 0"},
         p.PER_SECOND,
         stacked=True,
-        exemplars=True,
-        links=[to_traces("These recoveries in Jaeger", **{"recovery.action": "${__field.labels.action}"})],
+        links=[to_traces("These recoveries in Jaeger", {"glassbus.recovery.action": of("action")})],
         runbook=runbook("GlassbusComponentFailing"),
     ),
     p.graph(
@@ -194,15 +189,13 @@ _RECOVERY = (
         colours=p.QUANTILES,
         line=RECOVERY_S,
         log=True,
-        exemplars=True,
     ),
     p.heatmap(
         "Spread of that time",
         "How many recoveries a second took how long. Good: all low down. If not: cells high up are messages "
-        "that waited through an outage; the dots are traces to open.",
+        "that waited through an outage.",
         q.buckets("recovery_duration_seconds"),
         p.SECONDS,
-        exemplars=True,
         w=8,
     ),
     p.graph(
@@ -214,7 +207,6 @@ _RECOVERY = (
         colours=p.QUANTILES,
         line=HANDLING_S,
         log=True,
-        exemplars=True,
         runbook=runbook("GlassbusErrorHandlingSlow"),
     ),
 )
@@ -230,7 +222,6 @@ _PEOPLE = (
         bars=True,
         stacked=True,
         colours={"/ sent$/": p.CALM, "/ failed$/": p.BAD, "/ suppressed$/": p.QUIET},
-        exemplars=True,
         runbook=runbook("GlassbusEscalationsUndelivered"),
         w=12,
     ),

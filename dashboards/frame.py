@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from grafanalib import core
@@ -12,6 +12,7 @@ from dashboards import grafana
 from dashboards.grafana import Json
 from dashboards.panels import BAD, CALM, CAUTION, GOOD
 from dashboards.promql import Like, Other, Unknown, appeared, began, foreign, foreign_values, label_values, stepped
+from glassbus.telemetry.catalogue import SPANS
 
 #: {uid: title}, in the order in which they are read.
 BOARDS = {
@@ -23,6 +24,7 @@ BOARDS = {
 }
 TAG = "glassbus"
 _ACROSS = 24
+_ATTRIBUTES = {name for span in SPANS for name in span.attributes}
 #: Where the alerts say that their runbooks are.
 RUNBOOKS = "http://localhost:9464/runbooks/"
 #: Alerts of ours.
@@ -56,21 +58,36 @@ class Board(NamedTuple):
         )
 
 
-def to_board(uid: str, label: str = "", variable: str = "") -> Json:
-    """A link from a value to another board, at the same time; `variable` is what the value's `label` says."""
-    chosen = f"&var-{variable}=${{__field.labels.{label}}}" if label else ""
-    return _link(f"Open {BOARDS[uid]}", f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}{chosen}")
+#: In a link, what the cell of a table says.
+CELL = "${__value.raw}"
 
 
-def cell_to_board(uid: str, variable: str) -> Json:
-    """The same from a cell of a table, whose value is what `variable` is set to."""
-    return _link(f"Open {BOARDS[uid]} for it", f"/d/{uid}?${{__url_time_range}}&var-{variable}=${{__value.raw}}")
+def of(label: str) -> str:
+    """In a link, what the label of a series says."""
+    return f"${{__field.labels.{label}}}"
 
 
-def to_traces(title: str, **tags: str) -> Json:
-    """A link to the traces in Jaeger whose spans have these attributes; values may hold `${__field.labels.x}`."""
-    wanted = " ".join(f"glassbus.{name}={value}" for name, value in tags.items())
+def to_board(uid: str) -> Json:
+    """A link from a value to another board, with the same variables and time."""
+    return _link(f"Open {BOARDS[uid]}", f"/d/{uid}?${{__url_time_range}}&${{__all_variables}}")
+
+
+def to_board_of(uid: str, variable: str, value: str) -> Json:
+    """The same, with `variable` set to `value` alone, which is `of(…)` or `CELL`."""
+    kept = "&".join(f"${{{name}:queryparam}}" for name in ("datasource", "traces", "job", "bus"))
+    return _link(f"Open {BOARDS[uid]} for it", f"/d/{uid}?${{__url_time_range}}&{kept}&var-{variable}={value}")
+
+
+def to_traces(title: str, attributes: Mapping[str, str], *, slower_than: str = "") -> Json:
+    """A link to the traces in Jaeger of which a span has these attributes, and lasts so long.
+
+    Values may be `of(…)` or `CELL`. Raises Unknown for an attribute that no span has.
+    """
+    if unknown := attributes.keys() - _ATTRIBUTES:
+        raise Unknown(f"no span has {sorted(unknown)}")
+    wanted = " ".join(f"{name}={value}" for name, value in attributes.items())
     asked = {"refId": "A", "queryType": "search", "service": "${service}", "tags": wanted, "limit": 50}
+    asked |= {"minDuration": slower_than} if slower_than else {}
     pane = {
         "datasource": "${traces}",
         "queries": [asked | {"datasource": {"type": "jaeger", "uid": "${traces}"}}],
@@ -87,7 +104,7 @@ def runbook(alert: str) -> Json:
 
 
 #: The runbook of the alert that a cell names.
-RUNBOOK_OF_CELL = {"title": "Open its runbook", "url": f"{RUNBOOKS}${{__value.raw}}", "targetBlank": True}
+RUNBOOK_OF_CELL = {"title": "Open its runbook", "url": f"{RUNBOOKS}{CELL}", "targetBlank": True}
 
 
 def _link(title: str, url: str, *, new: bool = False) -> Json:
@@ -145,7 +162,7 @@ def _annotations(shown: tuple[str, ...]) -> list[Json]:
     name, on_bus = "{{breaker}}: {{from_state}} to {{to_state}}", "on bus {{bus}}"
     firing = foreign("ALERTS", alertname=OURS, alertstate="firing", severity=Other("info"))
     marks = {
-        "Breakers that opened": (stepped(moved, by, to_state="open"), name, on_bus, BAD),
+        "Breakers that opened": (stepped(moved, by, from_state="closed", to_state="open"), name, on_bus, BAD),
         "Breakers that closed": (stepped(moved, by, to_state="closed"), name, on_bus, GOOD),
         "Alerts": (began(firing), "{{alertname}} fires", "{{severity}}: {{subscription}}", CAUTION),
         "Starts and deploys": (

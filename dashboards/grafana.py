@@ -13,6 +13,8 @@ from typing import Any
 from grafanalib import core
 from grafanalib._gen import DashboardEncoder
 
+from dashboards.promql import EXEMPLIFIED
+
 SCHEMA = 42
 #: The datasource that each board chooses by its variable.
 METRICS = {"type": "prometheus", "uid": "${datasource}"}
@@ -31,8 +33,9 @@ _NO_LONGER_READ = {
 
 
 def query(expr: str, legend: str, ref: str, *, form: str = "time_series", exemplars: bool = False) -> Json:
-    """A query of a panel. Tables ask for one moment, everything else for the range."""
+    """A query of a panel: of tables for one moment, else for the range; with exemplars, where there can be any."""
     instant = form == "table"
+    exemplars = exemplars and any(name in expr for name in EXEMPLIFIED)
     made = core.Target(expr=expr, legendFormat=legend, refId=ref, instant=instant, format=form, datasource=METRICS)
     known = made.to_json_data()
     return {key: known[key] for key in _OF_A_QUERY} | {

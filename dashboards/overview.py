@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards import panels as p
 from dashboards import promql as q
-from dashboards.frame import OURS, RUNBOOK_OF_CELL, Board, cell_to_board, runbook, to_board, to_traces
+from dashboards.frame import CELL, OURS, RUNBOOK_OF_CELL, Board, of, runbook, to_board, to_board_of, to_traces
 from dashboards.panels import Column, Levels
 from dashboards.slo import BUDGET, DEADLINE_S, LATE, OBJECTIVE
 from dashboards.states import HEALTH, breakers_not_closed, health, subscriptions_held
@@ -165,7 +165,6 @@ _TRAFFIC = (
         p.PER_SECOND,
         stacked=True,
         colours=p.PUBLISHED,
-        exemplars=True,
         runbook=runbook("GlassbusPublishesRefused"),
     ),
     p.graph(
@@ -176,7 +175,6 @@ _TRAFFIC = (
         p.PER_SECOND,
         stacked=True,
         colours=p.SETTLED,
-        exemplars=True,
         links=[to_board("glassbus-queues")],
         runbook=runbook("GlassbusDeadLettersAppearing"),
     ),
@@ -203,16 +201,14 @@ _LATENCY = (
         colours=p.QUANTILES,
         line=DEADLINE_S,
         log=True,
-        exemplars=True,
         runbook=runbook("GlassbusMessageStale"),
     ),
     p.heatmap(
-        "Spread of that time",
-        "How many deliveries a second ended after how long. Good: one strong band. If not: a second band is a group "
-        "that is retried or waits; the dots are traces to open.",
-        q.buckets("message_age_seconds"),
+        "Time of attempts",
+        "How many attempts a second took how long. Good: one strong band for each kind of handler. If not: a band that "
+        "moves up is something they call that got slower; the dots are traces to open.",
+        q.buckets("process_duration_seconds"),
         p.SECONDS,
-        exemplars=True,
         w=8,
     ),
     p.graph(
@@ -222,8 +218,11 @@ _LATENCY = (
         {"{{bus}}/{{subscription}}": q.quantile(0.99, "process_duration_seconds", by=_SUB)},
         p.SECONDS,
         log=True,
-        exemplars=True,
-        links=[to_traces("Slow attempts in Jaeger", subscription="${__field.labels.subscription}")],
+        links=[
+            to_traces(
+                "Slow attempts in Jaeger", {"messaging.consumer.group.name": of("subscription")}, slower_than="1s"
+            )
+        ],
         runbook=runbook("GlassbusHandlerSlow"),
     ),
 )
@@ -257,7 +256,7 @@ _EACH = (
             "dead letters": Column(q.now("dead_letter_messages", by="subscription"), p.COUNT, Levels(caution=1)),
         },
         first=("bus", "subscription"),
-        links={"subscription": [cell_to_board("glassbus-queues", "subscription")]},
+        links={"subscription": [to_board_of("glassbus-queues", "subscription", CELL)]},
     ),
 )
 

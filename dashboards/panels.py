@@ -118,7 +118,6 @@ def graph(
     line: float | None = None,
     log: bool = False,
     top: float | None = None,
-    exemplars: bool = False,
     links: Sequence[Json] = (),
     runbook: Json | None = None,
     w: int = 8,
@@ -141,7 +140,7 @@ def graph(
         "tooltip": {"mode": "multi", "sort": "desc"},
     }
     return core.TimeSeries(
-        **_common(title, says, queries, w, h, runbook, exemplars=exemplars),
+        **_common(title, says, queries, w, h, runbook, exemplars=True),
         unit=unit,
         drawStyle="bars" if bars else "line",
         fillOpacity=80 if bars else 30 if stacked else 0,
@@ -201,7 +200,9 @@ def bars(
         displayMode="basic",
         orientation="horizontal",
         thresholds=(levels or Levels()).steps(CALM),
-        extraJson=_fields(unit=unit, min=0, max=top, noValue="none", links=list(links), color={"mode": "thresholds"})
+        extraJson=_fields(
+            unit=unit, decimals=1, min=0, max=top, noValue="none", links=list(links), color={"mode": "thresholds"}
+        )
         | {"options": {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}},
     )
 
@@ -212,14 +213,13 @@ def heatmap(
     buckets: str,
     unit: str,
     *,
-    exemplars: bool = False,
     runbook: Json | None = None,
     w: int = 12,
     h: int = 8,
 ) -> core.Panel:
     """How many observations came into each bucket of a histogram, over time."""
     return core.Heatmap(
-        **_common(title, says, {"{{le}}": buckets}, w, h, runbook, form="heatmap", exemplars=exemplars),
+        **_common(title, says, {"{{le}}": buckets}, w, h, runbook, form="heatmap", exemplars=True),
         options={
             "calculate": False,
             "cellGap": 1,
@@ -277,7 +277,7 @@ def table(
                 },
             },
         ],
-        extraJson=_fields(unit=NO_UNIT, noValue="-", custom={"cellOptions": {"type": "auto"}})
+        extraJson=_fields(unit=NO_UNIT, noValue="-", custom={"cellOptions": {"type": "auto"}, "minWidth": 80})
         | {"options": {"cellHeight": "sm", "footer": {"show": False}}},
     )
 

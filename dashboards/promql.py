@@ -14,6 +14,11 @@ from glassbus.telemetry.catalogue import BY_NAME, Metric
 #: At least four scrapes, so that a rate has enough samples; and all that the board shows.
 RATE, RANGE = "$__rate_interval", "$__range"
 
+#: The families of ours whose samples carry the trace of one that was counted.
+EXEMPLIFIED = tuple(
+    BY_NAME[name].full_name for name in ("errors_total", "process_duration_seconds", "publish_duration_seconds")
+)
+
 #: Labels that every scrape of a bus has.
 EVERYWHERE = ("job", "instance", "bus")
 _NARROWED = (*EVERYWHERE, "destination", "subscription")

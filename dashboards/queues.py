@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards import panels as p
 from dashboards import promql as q
-from dashboards.frame import Board, cell_to_board, runbook, to_board, to_traces
+from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
 from dashboards.panels import Column, Levels
 from dashboards.slo import DEADLINE_S
 
@@ -19,7 +19,7 @@ _BUSY = q.share(q.each("handlers_in_flight", by="subscription"), q.each("handler
 _OLDEST = q.now("queue_oldest_message_age_seconds", by="subscription")
 _BURIED = f"topk(10, {q.grown('dead_letters_total', by='bus subscription category')} >= 1)"
 _AGE = Levels(DEADLINE_S, 5 * DEADLINE_S)
-_ITS_TRACES = to_traces("Its failures in Jaeger", subscription="${__field.labels.subscription}", keep="true")
+_ITS_TRACES = to_traces("Its failures in Jaeger", {"glassbus.subscription": of("subscription")})
 
 _TILES = (
     p.tile(
@@ -112,7 +112,6 @@ _QUEUES = (
         },
         p.PER_SECOND,
         colours={"accepted": p.CALM, "handled": p.GOOD},
-        exemplars=True,
         runbook=runbook("GlassbusConsumerStalled"),
     ),
     p.bars(
@@ -155,7 +154,6 @@ _HANDLERS = (
         p.PER_SECOND,
         stacked=True,
         colours=p.OUTCOMES,
-        exemplars=True,
         links=[to_board("glassbus-errors")],
         runbook=runbook("GlassbusRetryStorm"),
     ),
@@ -165,7 +163,6 @@ _HANDLERS = (
         {_NAME: q.quantile(0.99, "process_duration_seconds", by=_SUB)},
         p.SECONDS,
         log=True,
-        exemplars=True,
         links=[_ITS_TRACES],
         runbook=runbook("GlassbusHandlerSlow"),
     ),
@@ -188,7 +185,7 @@ _HANDLERS = (
             "dead letters": Column(q.now("dead_letter_messages", by="subscription"), p.COUNT, Levels(caution=1)),
         },
         first=("bus", "subscription"),
-        links={"subscription": [cell_to_board("glassbus-queues", "subscription")]},
+        links={"subscription": [to_board_of("glassbus-queues", "subscription", CELL)]},
         h=8,
     ),
 )
@@ -203,7 +200,6 @@ _LOST_OWNERS = (
         bars=True,
         stacked=True,
         colours={"owner_died": p.BAD, "lease_expired": p.CAUTION},
-        exemplars=True,
         runbook=runbook("GlassbusOwnersDying"),
         w=12,
     ),
@@ -216,7 +212,6 @@ _LOST_OWNERS = (
         bars=True,
         stacked=True,
         colours={"expand": p.CALM, "contract": p.QUIET, "dead_letter": p.CAUTION, "refuse": p.BAD},
-        exemplars=True,
         runbook=runbook("GlassbusQueueOverflow"),
         w=12,
     ),
@@ -249,8 +244,7 @@ _DEAD = (
         bars=True,
         stacked=True,
         colours=p.CATEGORIES,
-        exemplars=True,
-        links=[to_traces("Traces of these errors in Jaeger", **{"error.category": "${__field.labels.category}"})],
+        links=[to_traces("Traces of these errors in Jaeger", {"glassbus.error.category": of("category")})],
         runbook=runbook("GlassbusDeadLettersAppearing"),
     ),
     p.table(
@@ -260,8 +254,8 @@ _DEAD = (
         {"dead letters": Column(q.otherwise(_BURIED, "category", "none"), p.COUNT)},
         first=("bus", "subscription", "category"),
         links={
-            "subscription": [cell_to_board("glassbus-queues", "subscription")],
-            "category": [to_traces("Traces of these errors in Jaeger", **{"error.category": "${__value.raw}"})],
+            "subscription": [to_board_of("glassbus-queues", "subscription", CELL)],
+            "category": [to_traces("Traces of these errors in Jaeger", {"glassbus.error.category": CELL})],
         },
         runbook=runbook("GlassbusDeadLettersAppearing"),
         h=8,

@@ -103,7 +103,6 @@ _COST = (
         colours=p.CATEGORIES,
         line=0.01,
         log=True,
-        exemplars=True,
         links=[to_board("glassbus-errors")],
         runbook=runbook("GlassbusErrorHandlingSlow"),
     ),
@@ -202,13 +201,13 @@ _PIPELINE = (
     p.row("Those who watch: collector, Prometheus, Alertmanager"),
     p.table(
         "What Prometheus scrapes",
-        "Every target. Good: up is 1. If not: the red one is down; alerts that need it are blind.",
+        "Every target of Prometheus, and how long it takes to read. Good: none is down. If not: the red one is; alerts "
+        "that need it are blind.",
         {
-            "up": Column(q.foreign("up"), p.COUNT, Levels(caution=1, bad=1, low=True)),
-            "took": Column(q.foreign("scrape_duration_seconds"), p.SECONDS),
+            "down": Column(f"1 - max by (job, instance) ({q.foreign('up')})", p.COUNT, Levels(bad=1)),
+            "took": Column(f"max by (job, instance) ({q.foreign('scrape_duration_seconds')})", p.SECONDS),
         },
         first=("job", "instance"),
-        widths={"job": 115, "instance": 160, "up": 60},
         runbook=runbook("GlassbusPipelineTargetDown"),
         w=8,
     ),
