@@ -22,7 +22,7 @@ from glassbus.telemetry.scrape import Example, Histogram, Scrape
 _SERIES_A_TURN = 200
 
 #: The value of a series, its lines as a template, and as they were written.
-_Written = tuple[float | Histogram, str, str]
+_Written = tuple[float | Histogram, str, bytes]
 
 _WHOLE = [f"{number}.0" for number in range(1000)]
 
@@ -38,36 +38,73 @@ def _number(value: float) -> str:
     return _WHOLE[whole] if whole == value else go(value)
 
 
+class _Family:
+    """What was written of one metric: the values of its series in order, how each was rendered, and their lines."""
+
+    __slots__ = ("lines", "values", "written")
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.written: dict[Labels, _Written] = {}
+        self.lines: list[bytes] = []
+
+
 class Writer:
     """Keeps what it wrote between scrapes. Not for two threads at once: the last one wins, and both are right."""
 
     def __init__(self) -> None:
-        self._written: dict[str, dict[Labels, _Written]] = {}
+        self._families: dict[str, _Family] = {}
 
-    def text(self, scrape: Scrape, openmetrics: bool) -> str:
-        """All families of `scrape`, without the end mark of OpenMetrics."""
-        parts: list[str] = []
+    def parts(self, scrape: Scrape, openmetrics: bool) -> list[bytes]:
+        """All families of `scrape` in pieces, without the end mark of OpenMetrics."""
+        parts: list[bytes] = []
         examples = scrape.examples if openmetrics else {}
-        written: dict[str, dict[Labels, _Written]] = {}
+        exemplified = {name for name, _, _ in examples}
+        families: dict[str, _Family] = {}
         turn = 0
         for metric in METRICS:
             name = metric.name
-            parts.append(_header(metric, openmetrics))
-            before, now = self._written.get(name, {}), written.setdefault(name, {})
+            parts.append(_header(metric, openmetrics).encode())
             series: dict[Labels, Any] = scrape.histograms[name] if metric.type == "histogram" else scrape.values[name]
-            for labels, value in series.items():
-                entry = before.get(labels)
-                if entry is None or entry[0] != value:
-                    template = _template(metric, labels, value) if entry is None else entry[1]
-                    entry = (value, template, template % _numbers(value))
-                now[labels] = entry
-                parts.append(_with_examples(entry, name, labels, examples) if examples else entry[2])
-                turn += 1
-                if turn == _SERIES_A_TURN:
-                    turn = 0
-                    time.sleep(0)
-        self._written = written
-        return "".join(parts)
+            family = self._families.get(name) or _Family()
+            turn += len(series) >> 3  # to look at them takes a small part of what to write them takes
+            # In the same order, too. No pairs are made of them: they would be work for the garbage collector.
+            if list(series.values()) != family.values or list(series) != list(family.written):
+                family, turn = _render(metric, series, family.written, turn)
+            families[name] = family
+            if name in exemplified:
+                parts += [_with_examples(entry, name, labels, examples) for labels, entry in family.written.items()]
+            else:
+                parts += family.lines
+            turn = _rest(turn)
+        self._families = families
+        return parts
+
+
+def _render(
+    metric: Metric, series: Mapping[Labels, Any], before: Mapping[Labels, _Written], turn: int
+) -> tuple[_Family, int]:
+    """Render what differs from `before`."""
+    family = _Family()
+    family.values = list(series.values())
+    lines, written = family.lines, family.written
+    for labels, value in series.items():
+        entry = before.get(labels)
+        if entry is None or entry[0] != value:
+            template = _template(metric, labels, value) if entry is None else entry[1]
+            entry = (value, template, (template % _numbers(value)).encode())
+            turn = _rest(turn + 1)
+        written[labels] = entry
+        lines.append(entry[2])
+    return family, turn
+
+
+def _rest(turn: int) -> int:
+    """Let other threads run, when it is time."""
+    if turn < _SERIES_A_TURN:
+        return turn
+    time.sleep(0)
+    return 0
 
 
 def _template(metric: Metric, labels: Labels, value: float | Histogram) -> str:
@@ -87,11 +124,11 @@ def _numbers(value: float | Histogram) -> tuple[str, ...]:
 
 def _with_examples(
     entry: _Written, name: str, labels: Labels, examples: Mapping[tuple[str, Labels, int], Example]
-) -> str:
+) -> bytes:
     value, template, text = entry
     numbers = _numbers(value)
     shown = tuple(number + _example(examples.get((name, labels, at))) for at, number in enumerate(numbers))
-    return text if shown == numbers else template % shown
+    return text if shown == numbers else (template % shown).encode()
 
 
 def _header(metric: Metric, openmetrics: bool) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from glassbus.facts import Delivery
@@ -81,11 +83,26 @@ class Scrape:
         for state in states:
             self.add(name, (*labels, state), float(state == current))
 
+    def rest(self, parts: Iterable[tuple[str, Mapping[Labels, float]]]) -> None:
+        """Series that are there from the start, at 0: to be told before anything is added to them."""
+        for name, series in parts:
+            self.values[name].update(series)
+
+    def hot(self, name: str, states: Iterable[Labels], current: str) -> None:
+        """Of the series `states`, each of which ends with one, that of the `current` one is 1."""
+        for labels in states:
+            if labels[-1] == current:
+                self.add(name, labels, 1.0)
+
     def observe(self, name: str, labels: Labels, buckets: Buckets | None = None) -> None:
         found = self.histograms[name].get(labels)
         if found is None:
-            bounds = buckets.bounds if buckets is not None else BY_NAME[name].bounds
-            found = self.histograms[name][labels] = (bounds, [0] * (len(bounds) + 1), 0.0)
+            if buckets is not None:
+                self.histograms[name][labels] = (buckets.bounds, buckets.counts.copy(), buckets.total)
+            else:
+                bounds = BY_NAME[name].bounds
+                self.histograms[name][labels] = (bounds, [0] * (len(bounds) + 1), 0.0)
+            return
         if buckets is None:
             return
         bounds, counts, total = found
@@ -101,6 +118,7 @@ class Scrape:
         """Read all of a bus; how many of its parts could not be read, and are left out."""
         unread = 0
         for part in _PARTS:
+            time.sleep(0)  # let other threads run
             if scraped.stopped and part is _read_store:
                 continue  # a closed store has nothing to say
             try:
@@ -110,6 +128,49 @@ class Scrape:
         return unread
 
 
+#: Series by metric, at 0, and the labels of those that are added to. They are made once: each scrape has thousands.
+_Rest = tuple[tuple[tuple[str, dict[Labels, float]], ...], tuple[Labels, ...]]
+_KEPT_MAX = 2048
+
+
+@lru_cache(_KEPT_MAX)
+def _of_subscription(bus: str, name: str) -> _Rest:
+    labels = (bus, name)
+    reasons, actions = (BY_NAME[metric].labels for metric in ("redeliveries_total", "overflow_actions_total"))
+    states: dict[Labels, float] = {(*labels, state): 0.0 for state in catalogue.SUBSCRIPTION_STATES}
+    series: tuple[tuple[str, dict[Labels, float]], ...] = (
+        ("subscription_state", states),
+        ("redeliveries_total", {(*labels, reason): 0.0 for reason in reasons["reason"]}),
+        ("dead_letters_total", {(*labels, category): 0.0 for category in catalogue.CATEGORIES}),
+        ("overflow_actions_total", {(*labels, action): 0.0 for action in actions["action"]}),
+        ("backpressure_seconds_total", {labels: 0.0}),
+    )
+    return series, (labels, *states)
+
+
+@lru_cache(_KEPT_MAX)
+def _of_breaker(bus: str, name: str, kind: str, subscription: str) -> _Rest:
+    labels = (bus, name, kind)
+    states: dict[Labels, float] = {(*labels, subscription, state): 0.0 for state in catalogue.BREAKER_STATES}
+    calls: dict[Labels, float] = {(*labels, result): 0.0 for result in ("succeeded", "failed", "refused")}
+    moves: dict[Labels, float] = {(*labels, subscription, *move): 0.0 for move in catalogue.USUAL_MOVES}
+    series = (("breaker_state", states), ("breaker_transitions_total", moves), ("breaker_calls_total", calls))
+    return series, (*calls, *states)
+
+
+@lru_cache(_KEPT_MAX)
+def _of_tally(bus: str, destination: str, subscription: str) -> _Rest:
+    labels = (bus, destination, subscription)
+    settled: dict[Labels, float] = {(*labels, result): 0.0 for result in catalogue.RESULTS}
+    ways = [(*labels, way) for way in ("handled", "succeeded", "failed", "late")]
+    return (("messages_settled_total", settled),), tuple(ways)
+
+
+@lru_cache(_KEPT_MAX)
+def _of_queue(bus: str, name: str) -> tuple[Labels, ...]:
+    return (bus, name), *((bus, name, state) for state in catalogue.QUEUE_STATES)
+
+
 def _read_tallies(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
     bound = scraped.counts.destinations.bound
     for published in source.publish_tallies():
@@ -117,14 +178,15 @@ def _read_tallies(scrape: Scrape, bus: str, scraped: Scraped, source: Source) ->
         scrape.add("messages_published_total", labels, published.accepted)
         scrape.observe("publish_duration_seconds", labels, published.duration)
     for tally in source.tallies():
-        labels = (bus, bound(tally.destination), tally.subscription)
-        for result in catalogue.RESULTS:
-            scrape.add("messages_settled_total", (*labels, result), tally.handled if result == "handled" else 0)
-        scrape.observe("message_age_seconds", (*labels, "handled"), tally.age)
-        scrape.observe("process_duration_seconds", (*labels, "succeeded"), tally.duration)
-        scrape.observe("process_duration_seconds", (*labels, "failed"))
+        series, (handled, succeeded, failed, late) = _of_tally(bus, bound(tally.destination), tally.subscription)
+        if handled not in scrape.values["messages_settled_total"]:  # it is when a label cap made two equal
+            scrape.rest(series)
+        scrape.add("messages_settled_total", handled, tally.handled)
+        scrape.observe("message_age_seconds", handled, tally.age)
+        scrape.observe("process_duration_seconds", succeeded, tally.duration)
+        scrape.observe("process_duration_seconds", failed)
         if tally.late:
-            scrape.observe("process_duration_seconds", (*labels, "late"), tally.late_duration)
+            scrape.observe("process_duration_seconds", late, tally.late_duration)
 
 
 def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
@@ -155,21 +217,15 @@ def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> 
 
 def _read_subscribers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
     for view in source.subscribers():
-        labels = (bus, view.name)
+        series, (labels, *states) = _of_subscription(bus, view.name)
+        scrape.rest(series)
         scrape.add("handlers_in_flight", labels, view.in_flight)
         scrape.add("handlers_limit", labels, view.limit)
         scrape.add("handlers_overdue", labels, view.overdue)
         scrape.add("handler_timeout_seconds", labels, view.timeout_s)
-        scrape.one_hot("subscription_state", labels, catalogue.SUBSCRIPTION_STATES, view.state)
-        for reason in BY_NAME["redeliveries_total"].labels["reason"]:
-            scrape.add("redeliveries_total", (*labels, reason))
+        scrape.hot("subscription_state", states, view.state)
         for category, buckets in dict(view.handling).items():
             scrape.observe("error_handling_seconds", (bus, category), buckets)
-        for category in catalogue.CATEGORIES:
-            scrape.add("dead_letters_total", (*labels, category))
-        for action in BY_NAME["overflow_actions_total"].labels["action"]:
-            scrape.add("overflow_actions_total", (*labels, action))
-        scrape.add("backpressure_seconds_total", labels)
 
 
 def _recoveries(source: Source) -> Iterable[tuple[str, str, str]]:
@@ -195,25 +251,25 @@ def _read_breakers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -
     used = {view.name for view in views if view.kind == "component"}
     names = dict.fromkeys(f"{component}/{category}" for component, category, _ in _recoveries(source))
     for view in [*views, *(_Unused(name) for name in names if name not in used)]:
-        labels = (bus, view.name, view.kind)
-        scrape.one_hot("breaker_state", (*labels, view.subscription), catalogue.BREAKER_STATES, view.state)
-        for move in catalogue.USUAL_MOVES:
-            scrape.add("breaker_transitions_total", (*labels, view.subscription, *move))
-        scrape.add("breaker_calls_total", (*labels, "succeeded"), view.succeeded_count)
-        scrape.add("breaker_calls_total", (*labels, "failed"), view.failed_count)
-        scrape.add("breaker_calls_total", (*labels, "refused"), view.refused)
+        series, (succeeded, failed, refused, *states) = _of_breaker(bus, view.name, view.kind, view.subscription)
+        scrape.rest(series)
+        scrape.hot("breaker_state", states, view.state)
+        scrape.add("breaker_calls_total", succeeded, view.succeeded_count)
+        scrape.add("breaker_calls_total", failed, view.failed_count)
+        scrape.add("breaker_calls_total", refused, view.refused)
 
 
 def _read_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
     now = scraped.now()
     ledger = source.ledger()
     for name, account in ledger.accounts.items():
-        for state in catalogue.QUEUE_STATES:
-            scrape.add("queue_messages", (bus, name, state), getattr(account, state))
-        scrape.add("dead_letter_messages", (bus, name), account.dead_lettered)
+        labels, *states = _of_queue(bus, name)
+        for state in states:
+            scrape.add("queue_messages", state, getattr(account, state[-1]))
+        scrape.add("dead_letter_messages", labels, account.dead_lettered)
     scrape.add("messages_unaccounted", (bus,), ledger.unaccounted)
     for name, queue in source.queues().items():
-        labels = (bus, name)
+        labels = _of_queue(bus, name)[0]
         scrape.add("queue_capacity_messages", labels, queue.capacity)
         scrape.add("queue_oldest_message_age_seconds", labels, _age(now, queue.oldest_at))
         scrape.add("dead_letter_oldest_age_seconds", labels, _age(now, queue.dead_letter_oldest_at))
@@ -284,10 +340,11 @@ def span_queues() -> Sequence[QueueView]:
 
 
 _PARTS: tuple[Callable[[Scrape, str, Scraped, Source], None], ...] = (
-    _read_tallies,
-    _read_counts,
+    # These three first: they tell which series rest at 0.
     _read_subscribers,
     _read_breakers,
+    _read_tallies,
+    _read_counts,
     _read_store,
     _read_bus,
     _read_connections,
