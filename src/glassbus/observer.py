@@ -109,7 +109,10 @@ class Hub:
     def state(self, fact: Fact) -> None:
         """Show `fact` to everyone who asked for its type. Never raises."""
         for observer in self._by_type[type(fact)]:
-            self.show(observer, fact)
+            try:  # `show`, written out: several see each failure
+                observer.on_fact(fact)
+            except BaseException as error:
+                self.failed(observer, type(fact).__name__, error)
 
     def scope(self, work: Work) -> AbstractContextManager[None]:
         """One context manager around the handler for all observers. Never raises, never swallows."""

@@ -330,8 +330,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "telemetry_seconds_total",
         "counter",
-        "Time spent on showing facts and sampled attempts, on scrapes, and (CPU time, of queues of ours) on making and "
-        "exporting spans. Writing headers, and counting what goes well, is not in it.",
+        "CPU time spent on showing facts, sampled publishes and sampled attempts (from a sample), on scrapes, and on "
+        "making and exporting spans (in queues of ours). Counting what goes well is not in it.",
         {"signal": ("facts", "scrape", "export")},
         "telemetry",
     ),

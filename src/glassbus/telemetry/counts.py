@@ -14,7 +14,7 @@ from glassbus import facts as f
 from glassbus.record.failures import Failure
 from glassbus.record.tally import Buckets
 from glassbus.telemetry.catalogue import BY_NAME, PROJECTIONS
-from glassbus.telemetry.governor import LabelCap
+from glassbus.telemetry.governor import OTHER, LabelCap
 from glassbus.telemetry.propagation import Place
 
 #: Label values in the order that the catalogue declares them, without `bus`.
@@ -28,6 +28,10 @@ _NOT_COUNTED = frozenset(kind for kind, projection in PROJECTIONS.items() if pro
 Example = tuple[f.Delivery | Place, float, float]
 
 
+#: What one kind of failed attempt adds to: errors, its labels there, durations, its labels there.
+_Failing = tuple[dict[Labels, float], Labels, Buckets, Labels]
+
+
 class Counts:
     """What the facts of one bus add up to. Thread-safe; series only come, and numbers only grow."""
 
@@ -38,6 +42,7 @@ class Counts:
         #: The last trace for a counter's series, or for one bucket of a histogram's.
         self.examples: dict[tuple[str, Labels, int], Example] = {}
         self.connected = True
+        self._failing: dict[tuple[str, str, str, str, str], _Failing] = {}
         self._endpoint = endpoint
         self._lock = threading.Lock()
 
@@ -55,6 +60,35 @@ class Counts:
             if failure is not None:
                 self._error(failure, example, fact.at)
             self._count(fact, example)
+
+    def failed(self, fact: f.AttemptFailed, failure: Failure, example: f.Delivery | None) -> None:
+        """As `count`, for the most frequent fact of all that goes wrong."""
+        delivery, at, duration_s = fact.delivery, fact.at, fact.duration_s
+        destination = self.destinations.bound(delivery.destination)
+        if destination == OTHER:
+            self.destinations.bound(delivery.destination)  # it did not fit into either of two series
+        kind = (failure.component, failure.category, failure.severity, destination, delivery.subscription)
+        with self._lock:
+            errors, labels, buckets, attempts = self._failing.get(kind) or self._find_failing(kind)
+            errors[labels] += 1
+            bucket = bisect_left(buckets.bounds, duration_s)
+            buckets.counts[bucket] += 1
+            buckets.total += duration_s
+            if example is not None:
+                self.examples["errors_total", labels, 0] = (example, 1.0, at)
+                self.examples["process_duration_seconds", attempts, bucket] = (example, duration_s, at)
+
+    def _find_failing(self, kind: tuple[str, str, str, str, str]) -> _Failing:
+        component, category, severity, destination, subscription = kind
+        errors = self.counters.setdefault("errors_total", {})
+        labels = (component, category, severity, destination)
+        errors.setdefault(labels, 0)
+        attempts = (destination, subscription, "failed")
+        durations = self.histograms.setdefault("process_duration_seconds", {})
+        if attempts not in durations:
+            durations[attempts] = Buckets(BY_NAME["process_duration_seconds"].bounds)
+        found = self._failing[kind] = (errors, labels, durations[attempts], attempts)
+        return found
 
     def published(self, fact: f.MessagePublished, example: f.Delivery | Place) -> None:
         """Accepted messages are counted by the core; how long a sampled one took has its trace all the same."""
@@ -80,9 +114,7 @@ class Counts:
         labels: Labels
         match fact:
             case f.AttemptFailed():
-                delivery = fact.delivery
-                labels = (self._destination(delivery), delivery.subscription, "failed")
-                self._observe("process_duration_seconds", labels, fact.duration_s, example, fact.at)
+                pass  # by `failed`
             case f.RetryScheduled():
                 pass  # counted when it ends (f.RecoveryEnded)
             case f.RecoveryEnded():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Token
 from functools import partial
-from time import perf_counter
+from threading import get_ident
 from types import TracebackType
 
 from opentelemetry import context as otel_context
@@ -16,6 +16,7 @@ from glassbus.facts import Delivery
 from glassbus.telemetry.attempts import AttemptSpans
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import Outlet
+from glassbus.telemetry.owntime import OwnTime
 from glassbus.telemetry.propagation import Hint, Lineage, slim
 from glassbus.telemetry.spans import ns
 
@@ -23,7 +24,7 @@ from glassbus.telemetry.spans import ns
 class Live:
     """One running attempt. As a context manager it makes its span current."""
 
-    __slots__ = ("_attempts", "_token", "delivery", "hint", "outlet", "span", "start_ns")
+    __slots__ = ("_attempts", "_began", "_thread", "_token", "delivery", "hint", "outlet", "span", "start_ns")
 
     def __init__(
         self, attempts: LiveAttempts, outlet: Outlet, delivery: Delivery, hint: Hint, start_ns: int, span: Span
@@ -35,17 +36,27 @@ class Live:
         self.start_ns = start_ns
         self.span = span
         self._token: Token[Context] | None = None
+        self._began, self._thread = 0.0, 0
+
+    def times(self, began: float) -> None:
+        """The making of it is timed from `began` until it is entered."""
+        self._began, self._thread = began, get_ident()
 
     def __enter__(self) -> None:
         self._token = otel_context.attach(set_span_in_context(self.span))
+        if self._began and self._thread == get_ident():  # not where a plain handler runs on a thread of its own
+            self._attempts.own_time.end(self._began)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        own_time = self._attempts.own_time
+        began = own_time.begin()
         if self._token is not None:
             otel_context.detach(self._token)
         if error is None:
             self._attempts.succeeded(self)
+        own_time.end(began)
 
 
 def leave_span() -> None:
@@ -67,25 +78,26 @@ class LiveAttempts:
         lineage: Lineage,
         wall: Callable[[], float],
         told: Callable[[Delivery, float, float], None],
+        own_time: OwnTime,
     ) -> None:
         self._spans = spans
         self._told = told
         self._lineage = lineage
         self._wall = wall
-        #: Spent here on attempts that go well.
-        self.seconds = 0.0
+        self.own_time = own_time
         self._open: dict[Delivery, Live] = {}
         self._slimmed: tuple[Delivery, Delivery] | None = None
 
     def begin(self, delivery: Delivery, outlet: Outlet) -> Live:
-        began = perf_counter()
+        began = self.own_time.begin()
         hint = self._lineage.hint(delivery)
         start_ns = ns(delivery.started_at or self._wall())
         span = outlet.start(
             lambda: self._spans.process(delivery, hint, start_ns, 0)[0], lambda: self._lineage.trail(delivery).own
         )
         live = self._open[delivery] = Live(self, outlet, delivery, hint, start_ns, span)
-        self.seconds += perf_counter() - began
+        if began:
+            live.times(began)
         return live
 
     def get(self, delivery: Delivery) -> Live | None:
@@ -97,12 +109,10 @@ class LiveAttempts:
 
     def succeeded(self, live: Live) -> None:
         if self._open.pop(live.delivery, None) is not None:
-            began = perf_counter()
             at = self._wall()
             self.end(live, at)
             if live.outlet.keeps_ids:
                 self._told(self.slim(live.delivery), max(0.0, at - live.start_ns / 1e9), at)
-            self.seconds += perf_counter() - began
 
     def end(self, live: Live, at: float) -> None:
         """End a popped attempt that has not failed, or of which nobody said so."""

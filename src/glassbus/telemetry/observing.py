@@ -10,17 +10,19 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from glassbus.facts import (
+    AttemptFailed,
     BusStopped,
     Delivery,
     DeliveryHandled,
     Fact,
     FactType,
     MessagePublished,
+    RetryScheduled,
 )
 from glassbus.observer import ALL_FACTS
 from glassbus.policy.retry import Retry
 from glassbus.policy.routing import matches
-from glassbus.record.failures import failure_of
+from glassbus.record.failures import failure_of, of_report
 from glassbus.telemetry.counts import Counts
 from glassbus.telemetry.live import leave_span
 from glassbus.telemetry.propagation import Lineage, Place
@@ -73,7 +75,6 @@ class TelemetryObserver:
         self.version = version
         self.now = wall
         self.stopped = False
-        self._fact_seconds = 0.0
         self.counts = Counts(source.address)
         self._source = weakref.ref(source)
         self._policies: dict[str, Retry] = {}
@@ -87,6 +88,7 @@ class TelemetryObserver:
             failures=failures,
             succeeded=self.counts.succeeded,
         )
+        self._own_time = self.tracing.own_time
         self.records = FailureRecords(writer.text, self.place)
         _observers.add(self)
         # Bound once: these are called for each message.
@@ -101,29 +103,38 @@ class TelemetryObserver:
 
     @property
     def fact_seconds(self) -> float:
-        """Seconds spent here on facts, and on attempts that have a span."""
-        return self._fact_seconds + self.tracing.seconds
+        """CPU seconds spent here on facts, and on publishes and attempts that have a span."""
+        return self._own_time.seconds
 
     @property
     def summarised(self) -> int:
         return self.tracing.summarised
 
     def on_fact(self, fact: Fact, /) -> None:
-        began = time.perf_counter()
-        if type(fact) is MessagePublished:  # of a sampled message: no failure, and soon to be handled
-            example = self.tracing.show_published(fact)
+        began = self._own_time.begin()
+        kind = type(fact)
+        # What is counted has the trace that shows it as an example.
+        if kind is MessagePublished:  # of a sampled message: no failure, and soon to be handled
+            example = self.tracing.show_published(fact)  # type: ignore[arg-type]
             if example is not None:
-                self.counts.published(fact, example)
-            self._fact_seconds += time.perf_counter() - began
-            return
+                self.counts.published(fact, example)  # type: ignore[arg-type]
+        elif kind is AttemptFailed:
+            failure = of_report(fact.report, fact.delivery.destination)  # type: ignore[union-attr]
+            self.counts.failed(fact, failure, self.tracing.show_failed(fact, failure))  # type: ignore[arg-type]
+        elif kind is RetryScheduled:  # counted when it ends
+            self.tracing.show_retry(fact)  # type: ignore[arg-type]
+            self.records.show(fact, None)
+        else:
+            self._show(fact)
+        self._own_time.end(began)
+
+    def _show(self, fact: Fact) -> None:
         failure = failure_of(fact)
         self.tracing.show(fact, failure)
-        # What is counted has the trace that shows it as an example.
         self.counts.count(fact, failure, self.tracing.shown(fact))
         self.records.show(fact, failure)
         if isinstance(fact, BusStopped):
             self.stopped = True
-        self._fact_seconds += time.perf_counter() - began
 
     def scope(self, work: Delivery, /) -> AbstractContextManager[None]:
         return self._scope(work)

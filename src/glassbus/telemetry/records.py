@@ -7,10 +7,11 @@ events too, because Jaeger shows no logs; `OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN=
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-from opentelemetry import trace
+from opentelemetry import _logs, trace
 from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
 from opentelemetry.context import Context
 
@@ -24,8 +25,16 @@ from glassbus.telemetry.spans import STACK_BYTES_MAX, capped, ns
 _WARN, _ERROR, _FATAL = ("WARN", SeverityNumber.WARN), ("ERROR", SeverityNumber.ERROR), ("FATAL", SeverityNumber.FATAL)
 
 
+# Asked for each failure. The public getter takes 2 us while none is set, for it reads the environment each time.
+_logs_api: Any = getattr(_logs, "_internal", None)
+_NAMED = "OTEL_PYTHON_LOGGER_PROVIDER" in os.environ
+_MAY_LOOK = hasattr(_logs_api, "_LOGGER_PROVIDER") and not _NAMED  # in a later API it may be elsewhere
+
+
 def provider() -> LoggerProvider | None:
     """The program's logger provider; None while it has set none."""
+    if _MAY_LOOK and _logs_api._LOGGER_PROVIDER is None:
+        return None
     found = get_logger_provider()
     # The API's stand-in passes on to a provider that may be set later; until then a record would be lost in it.
     return None if type(found).__module__.startswith("opentelemetry._logs") else found

@@ -32,6 +32,7 @@ from glassbus.telemetry.outlet import (
     outlet_for,
     place_of,
 )
+from glassbus.telemetry.owntime import OwnTime
 from glassbus.telemetry.propagation import (
     TRACEPARENT,
     TRACESTATE,
@@ -88,7 +89,8 @@ class Tracing:
         # Parents of publishes under way, by the header that was written.
         self._publishing: dict[str, int] = {}
         self._attempts = AttemptSpans(writer, lineage)
-        self._live = LiveAttempts(self._attempts, lineage, wall, succeeded)
+        self.own_time = OwnTime()
+        self._live = LiveAttempts(self._attempts, lineage, wall, succeeded, self.own_time)
         self._muted: f.Delivery | None = None
         # The span of the publish that the last fact told of.
         self._publish: Place | None = None
@@ -106,11 +108,6 @@ class Tracing:
             return self._outlet
         provider = global_provider()
         return self._outlet if provider is self._provider else self._resolve(provider)
-
-    @property
-    def seconds(self) -> float:
-        """Spent on sampled attempts that went well."""
-        return self._live.seconds
 
     # Into headers
 
@@ -143,11 +140,13 @@ class Tracing:
         low = random_bits(64)
         if bound is not None and low >= bound:
             return
+        began = self.own_time.begin()
         # The low bits are the ones that samplers of the SDK look at, here and in every process after.
         trace_id = random_bits(64) << 64 | low or 1
         if bound is None and not outlet.samples(trace_id, None):
             return
         headers[TRACEPARENT] = f"00-{trace_id:032x}-{new_span_id():016x}-01"
+        self.own_time.end(began)
 
     def _continue(self, headers: dict[str, str], outlet: Outlet, parent: Place, context: SpanContext) -> None:
         if not outlet.samples(parent.trace_id, context):
@@ -191,15 +190,25 @@ class Tracing:
         self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "accepted")
         return self.shown(fact)
 
+    def show_failed(self, fact: f.AttemptFailed, failure: Failure) -> f.Delivery | None:
+        """As `show` and `shown`, for the most frequent fact of all that goes wrong."""
+        if not self.outlet.recording:
+            return None
+        self._attempt_failed(fact, failure)
+        delivery = fact.delivery
+        return self._live.slim(delivery) if self._outlet.keeps_ids and delivery is not self._muted else None
+
+    def show_retry(self, fact: f.RetryScheduled) -> None:
+        if self.outlet.recording:
+            self._retry_scheduled(fact)
+
     def show(self, fact: f.Fact, failure: Failure | None) -> None:
         """Make the spans that `fact` calls for. `failure` is what `failure_of` says of it."""
         if not self.outlet.recording:
             return
         match fact:
-            case f.AttemptFailed():
-                self._attempt_failed(fact, _known(failure))
-            case f.RetryScheduled():
-                self._retry_scheduled(fact)
+            case f.AttemptFailed() | f.RetryScheduled():
+                pass  # by `show_failed` and `show_retry`
             case f.DeliveryDeadLettered():
                 self._dead_lettered(fact, failure)
             case f.RecoveryEnded():
@@ -321,11 +330,8 @@ class Tracing:
             return self.lineage.trail(delivery).own
         return Place(random_bits(128) or 1, 0, True)
 
-    def shown(self, fact: f.Fact) -> f.Delivery | Place | None:
-        """The attempt (to be kept), or the span, that shows `fact`, the last one that was shown; None without any."""
-        if type(fact) is f.AttemptFailed:
-            delivery = fact.delivery
-            return self._live.slim(delivery) if self._outlet.keeps_ids and delivery is not self._muted else None
+    def shown(self, fact: f.Fact) -> Place | None:
+        """The span that shows `fact`, the last one that was shown; None without any."""
         found, self._publish = self._publish, None
         return found if self._outlet.keeps_ids else None
 
@@ -368,8 +374,10 @@ class Tracing:
     def _attempt_failed(self, fact: f.AttemptFailed, failure: Failure) -> None:
         delivery, outlet = fact.delivery, self._outlet
         live = self._live.pop(delivery)
-        hint = self.lineage.hint(delivery)
-        self.lineage.failed(delivery)
+        hint = None
+        if delivery.attempt > 1:
+            hint = self.lineage.hint(delivery)
+            self.lineage.failed(delivery)
         skipped = self._admit(failure.site, 2)
         self._muted = delivery if skipped < 0 else None
         if skipped < 0:
