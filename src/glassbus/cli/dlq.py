@@ -146,6 +146,8 @@ def _whole_text(letter: DeadLetter) -> str:
         ("error", printable(error_text(report))),
         ("category", f"{report.category.value}, severity {report.severity.value}, fingerprint {report.fingerprint}"),
     ]
+    if "trace_id" in report.context:
+        facts.append(("trace", printable(str(report.context["trace_id"]))))
     facts += [("header", f"{name}: {printable(value)}") for name, value in sorted(message.headers.items())]
     lines = [f"{paint(f'{name:<13}', 'bold')} {value}" for name, value in facts]
     if report.stack_trace:
