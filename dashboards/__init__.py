@@ -1,5 +1,6 @@
 """The Grafana boards of Glassbus, as data: `python -m dashboards.build` writes json/, which is what Grafana reads.
 
-`promql.py` makes queries whose names are the catalogue's; `grafana.py` is all that grafanalib lacks; `panels.py` has
-one call for each kind of panel; `frame.py` is what every board has; each board is one more file.
+`promql.py` makes queries whose names are the catalogue's; `grafana.py` is all that grafanalib lacks; `look.py` has
+colours, units and levels; `panels.py` one call for each kind of panel; `frame.py` what every board has. Each board is
+one more file.
 """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dashboards import look
 from dashboards import panels as p
 from dashboards import promql as q
 from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
-from dashboards.panels import Column, Levels
+from dashboards.look import Levels
+from dashboards.panels import Column
 from dashboards.states import (
     BREAKER,
     SUBSCRIPTION,
@@ -64,7 +66,7 @@ _TILES = (
         "Time since a store or broker last answered, of the worst. Good: under 10 s. If not: it hangs, or the network "
         "between drops packets without a word.",
         f"max({q.select('last_round_trip_age_seconds')})",
-        p.SECONDS,
+        look.SECONDS,
         Levels(10, 30),
         none="never",
         runbook=runbook("GlassbusStoreSilent"),
@@ -96,7 +98,7 @@ _BREAKERS = (
         "Transitions in the range",
         "Which breaker moved where, how often. Good: an empty table. If not: click a breaker for the traces, whose "
         "links lead to the failures that tipped it.",
-        {"times": Column(q.otherwise(_MOVED, "breaker", "none moved"), p.COUNT)},
+        {"times": Column(q.otherwise(_MOVED, "breaker", "none moved"), look.COUNT)},
         first=("bus", "breaker", "from_state", "to_state"),
         links={"breaker": [to_traces("Its transitions in Jaeger", {"glassbus.breaker.name": CELL})]},
         widths={"bus": 80, "from_state": 95, "to_state": 95, "times": 70},
@@ -108,7 +110,7 @@ _BREAKERS = (
         "Moves of breakers a second, by where to. Good: none. If not: open and half_open by turns means that the fault "
         "lasts.",
         {"{{to_state}}": q.rate("breaker_transitions_total", by="to_state")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
         colours={s.name: s.colour for s in BREAKER},
@@ -119,9 +121,9 @@ _BREAKERS = (
         "Calls a second, by outcome. Good: all succeeded. If not: failed ones count towards opening; refused ones were "
         "spared a call that would have failed.",
         {"{{outcome}}": q.rate("breaker_calls_total", by="outcome")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.OUTCOMES,
+        colours=look.OUTCOMES,
     ),
     p.bars(
         "Failing calls, by breaker",
@@ -133,7 +135,7 @@ _BREAKERS = (
                 q.grown("breaker_calls_total", by="bus breaker", outcome=("succeeded", "failed")),
             )
         },
-        p.SHARE,
+        look.SHARE,
         Levels(0.05, 0.5),
         top=1.0,
         links=[_TRANSITIONS],
@@ -170,7 +172,7 @@ _CONNECTIONS = (
         "Time since the last answer",
         "Good: a few seconds, up and down. If not: a line that climbs is a store or broker that no longer answers.",
         {"{{endpoint}} of {{instance}}": f"max by (endpoint, instance) ({q.select('last_round_trip_age_seconds')})"},
-        p.SECONDS,
+        look.SECONDS,
         line=30,
         runbook=runbook("GlassbusStoreSilent"),
     ),
@@ -179,7 +181,7 @@ _CONNECTIONS = (
         "Times that a store or broker worked again, in the range up to there. Good: flat. If not: a stair is a "
         "connection that breaks again and again: look at the network and the broker's limits.",
         {"{{endpoint}}": q.grown("reconnects_total", by="endpoint", over="5m")},
-        p.COUNT,
+        look.COUNT,
         bars=True,
         runbook=runbook("GlassbusConnectionFlapping"),
     ),
@@ -188,7 +190,7 @@ _CONNECTIONS = (
         "Messages that are kept on this side; 0 for embedded stores. Good: 0. If not: falls by itself when the broker "
         "is back.",
         {"{{bus}} at {{instance}}": _SPOOLED},
-        p.COUNT,
+        look.COUNT,
         runbook=runbook("GlassbusSpoolFilling"),
     ),
     p.graph(
@@ -196,7 +198,7 @@ _CONNECTIONS = (
         "Good: well above 1 GB. If not: below a reserve publishes are refused, while acknowledgements still go "
         "through: make room.",
         {"{{bus}} at {{instance}}": f"min by (bus, instance) ({q.select('disk_free_bytes')})"},
-        p.BYTES,
+        look.BYTES,
         runbook=runbook("GlassbusDiskSpaceLow"),
     ),
 )

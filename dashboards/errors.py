@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dashboards import look
 from dashboards import panels as p
 from dashboards import promql as q
 from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
-from dashboards.panels import Column, Levels
+from dashboards.look import Levels
+from dashboards.panels import Column
 
 #: What the mission asks of error handling, and of recovery.
 HANDLING_S, RECOVERY_S = 0.01, 30.0
@@ -30,7 +32,7 @@ _TILES = (
         "Errors a second: each failed attempt, and each failure of the bus's own parts. Good: near 0. If not: the "
         "categories below say what kind, the table where.",
         q.rate("errors_total"),
-        p.PER_SECOND,
+        look.PER_SECOND,
         Levels(caution=0.01),
     ),
     p.tile(
@@ -46,7 +48,7 @@ _TILES = (
         "Share of attempts that fail now. Good: under 5 %. If not: above half, retries outnumber messages, and what "
         "the handlers call is probably down.",
         q.share(_FAILED, q.count("process_duration_seconds")),
-        p.SHARE,
+        look.SHARE,
         Levels(0.05, 0.5),
         none="no traffic",
         runbook=runbook("GlassbusRetryStorm"),
@@ -56,7 +58,7 @@ _TILES = (
         "Share of the recoveries ended in the range shown that worked. Good: above 90 %. If not: retrying does not "
         "mend it; look at the category and at what it needs.",
         _recovered(over=q.RANGE),
-        p.SHARE,
+        look.SHARE,
         Levels(0.9, 0.5, low=True),
         none="none needed",
         runbook=runbook("GlassbusRecoveryIneffective"),
@@ -66,7 +68,7 @@ _TILES = (
         "From a delivery's first failure to the end of the attempt that a recovery led to. Good: under "
         f"{RECOVERY_S:g} s. If not: the fault lasts, or backoff is long; see the graph below by action.",
         q.quantile(0.95, "recovery_duration_seconds", over=q.RANGE),
-        p.SECONDS,
+        look.SECONDS,
         Levels(RECOVERY_S, 10 * RECOVERY_S),
         none="none needed",
     ),
@@ -75,7 +77,7 @@ _TILES = (
         "Time from catching an exception to having decided and stored what follows. Promised: under "
         f"{HANDLING_S * 1e3:g} ms. Good: under 1 ms. If not: the store or an observer is slow.",
         q.quantile(0.99, "error_handling_seconds", over=q.RANGE),
-        p.SECONDS,
+        look.SECONDS,
         Levels(HANDLING_S / 2, HANDLING_S),
         none="none",
         links=[to_board("glassbus-telemetry")],
@@ -90,9 +92,9 @@ _ERRORS = (
         "Errors a second, by what kind they are. Good: near 0. If not: click one for its traces; docs/errors.md says "
         "what the bus does about each category.",
         {"{{category}}": q.rate("errors_total", by="category")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.CATEGORIES,
+        colours=look.CATEGORIES,
         links=[_OF_CATEGORY],
     ),
     p.graph(
@@ -100,9 +102,9 @@ _ERRORS = (
         "Errors a second, by how bad they are. Good: no red. If not: critical ones have been escalated: "
         "`glassbus escalations list`.",
         {"{{severity}}": q.rate("errors_total", by="severity")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.SEVERITIES,
+        colours=look.SEVERITIES,
         links=[to_traces("Traces of these errors in Jaeger", {"glassbus.error.severity": of("severity")})],
     ),
     p.graph(
@@ -110,8 +112,8 @@ _ERRORS = (
         "Each category's rate in the last 5 minutes, in multiples of its mean in the last hour. Good: at or below 1. "
         "If not: above 1 it rises; `glassbus errors trends` tells which fingerprint is new.",
         {"{{category}}": q.share(_LATELY, f"avg_over_time({_LATELY}[1h:30s])")},
-        p.TIMES,
-        colours=p.CATEGORIES,
+        look.TIMES,
+        colours=look.CATEGORIES,
         line=1,
         links=[_OF_CATEGORY],
     ),
@@ -120,7 +122,7 @@ _ERRORS = (
         "The ten places with most errors. Good: an empty table. If not: click a category for its traces, a destination "
         "to see it alone.",
         {
-            "errors": Column(q.otherwise(_PLACES, "category", "none"), p.COUNT),
+            "errors": Column(q.otherwise(_PLACES, "category", "none"), look.COUNT),
         },
         first=("severity", "category", "component", "destination"),
         links={
@@ -139,7 +141,7 @@ _ERRORS = (
                 q.count("process_duration_seconds", by="bus subscription"),
             )
         },
-        p.SHARE,
+        look.SHARE,
         Levels(0.05, 0.5),
         top=1.0,
         links=[to_traces("Its failures in Jaeger", {"glassbus.subscription": of("subscription")})],
@@ -155,9 +157,9 @@ _RECOVERY = (
         "Recoveries a second, by how they ended; each counts once, when the attempt it led to ends. Good: all "
         "succeeded. If not: failed ones are tried again until the attempts are used up.",
         {"{{outcome}}": q.rate("recovery_attempts_total", by="outcome")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.OUTCOMES,
+        colours=look.OUTCOMES,
         runbook=runbook("GlassbusRecoveryIneffective"),
     ),
     p.graph(
@@ -165,7 +167,7 @@ _RECOVERY = (
         "Of each kind of recovery, the share that worked. Good: near 100 %. If not: that action does not help against "
         "this failure.",
         {"{{action}}": _recovered(by="action")},
-        p.SHARE,
+        look.SHARE,
         top=1.0,
         links=[to_traces("These recoveries in Jaeger", {"glassbus.recovery.action": of("action")})],
         runbook=runbook("GlassbusRecoveryIneffective"),
@@ -175,7 +177,7 @@ _RECOVERY = (
         "Recoveries a second, by action: retries of deliveries, and what the bus does for its own parts (reconnect, "
         "shed, reload …). Good: mostly immediate retries. If not: delayed ones mean that faults last.",
         {"{{action}}": f"{q.rate('recovery_attempts_total', by='action')} > 0"},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
         links=[to_traces("These recoveries in Jaeger", {"glassbus.recovery.action": of("action")})],
         runbook=runbook("GlassbusComponentFailing"),
@@ -185,8 +187,8 @@ _RECOVERY = (
         f"From the first failure to the end of the attempt that a recovery led to. Good: p95 under {RECOVERY_S:g} s. "
         "If not: the fault lasts longer than the backoff.",
         {f"p{n}": q.quantile(n / 100, "recovery_duration_seconds") for n in (50, 95, 99)},
-        p.SECONDS,
-        colours=p.QUANTILES,
+        look.SECONDS,
+        colours=look.QUANTILES,
         line=RECOVERY_S,
         log=True,
     ),
@@ -195,7 +197,7 @@ _RECOVERY = (
         "How many recoveries a second took how long. Good: all low down. If not: cells high up are messages "
         "that waited through an outage.",
         q.buckets("recovery_duration_seconds"),
-        p.SECONDS,
+        look.SECONDS,
         w=8,
     ),
     p.graph(
@@ -203,8 +205,8 @@ _RECOVERY = (
         f"From catching an exception to having stored the decision. Promised: p99 under {HANDLING_S * 1e3:g} ms. Good: "
         "under 1 ms. If not: the store is slow, or an observer is.",
         {f"p{n}": q.quantile(n / 100, "error_handling_seconds") for n in (50, 95, 99)},
-        p.SECONDS,
-        colours=p.QUANTILES,
+        look.SECONDS,
+        colours=look.QUANTILES,
         line=HANDLING_S,
         log=True,
         runbook=runbook("GlassbusErrorHandlingSlow"),
@@ -218,10 +220,10 @@ _PEOPLE = (
         "Notifications a second, by channel and outcome. Good: few, all sent. If not: a failed one is tried again, but "
         "the channel is broken; suppressed ones were over its rate limit.",
         {"{{channel}} {{outcome}}": q.rate("escalations_total", by="channel outcome")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours={"/ sent$/": p.CALM, "/ failed$/": p.BAD, "/ suppressed$/": p.QUIET},
+        colours={"/ sent$/": look.CALM, "/ failed$/": look.BAD, "/ suppressed$/": look.QUIET},
         runbook=runbook("GlassbusEscalationsUndelivered"),
         w=12,
     ),
@@ -230,9 +232,9 @@ _PEOPLE = (
         "Failures that people were told of and that are not resolved, by severity. Good: 0. If not: `glassbus "
         "escalations list`; acknowledge what you work on.",
         {"{{severity}}": f"sum by (severity) ({q.now('escalations_open', by='severity')})"},
-        p.COUNT,
+        look.COUNT,
         stacked=True,
-        colours=p.SEVERITIES,
+        colours=look.SEVERITIES,
         runbook=runbook("GlassbusEscalationsOpen"),
         w=12,
     ),

@@ -10,7 +10,7 @@ from grafanalib import core
 
 from dashboards import grafana
 from dashboards.grafana import Json
-from dashboards.panels import BAD, CALM, CAUTION, GOOD
+from dashboards.look import BAD, CALM, CAUTION, GOOD
 from dashboards.promql import Like, Other, Unknown, appeared, began, foreign, foreign_values, label_values, stepped
 from glassbus.telemetry.catalogue import SPANS
 
@@ -42,16 +42,15 @@ class Board(NamedTuple):
     narrows: bool = True
 
     def to_json(self) -> str:
-        title = f"Glassbus / {BOARDS[self.uid]}"
         return grafana.board(
             _laid_out(self.panels),
             _variables(self.narrows),
             _annotations(self.marks),
-            title=title,
+            title=f"Glassbus / {BOARDS[self.uid]}",
             uid=self.uid,
             description=self.says,
             tags=[TAG],
-            links=[_others(self.uid, uid, title) for uid, title in BOARDS.items() if uid != self.uid],
+            links=[_link_to(uid) for uid in BOARDS if uid != self.uid],
             time=core.Time("now-1h", "now"),
             refresh="30s",
             version=1,
@@ -111,7 +110,8 @@ def _link(title: str, url: str, *, new: bool = False) -> Json:
     return {"title": title, "url": url, "targetBlank": new}
 
 
-def _others(here: str, uid: str, title: str) -> core.DashboardLink:
+def _link_to(uid: str) -> core.DashboardLink:
+    title = BOARDS[uid]
     return core.DashboardLink(
         title=title, type="link", uri=f"/d/{uid}", icon="dashboard", includeVars=True, keepTime=True, tooltip=title
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dashboards import look
 from dashboards import panels as p
 from dashboards import promql as q
 from dashboards.frame import CELL, OURS, RUNBOOK_OF_CELL, Board, of, runbook, to_board, to_board_of, to_traces
-from dashboards.panels import Column, Levels
+from dashboards.look import Levels
+from dashboards.panels import Column
 from dashboards.slo import BUDGET, DEADLINE_S, LATE, OBJECTIVE
 from dashboards.states import HEALTH, breakers_not_closed, health, subscriptions_held
 
@@ -22,7 +24,7 @@ _TILES = (
         "The worst health that a bus tells of itself, from what it handled, its breakers and its store. Good: healthy. "
         "If not: the coloured tiles beside it say where; `glassbus health` lists every check.",
         health(),
-        states=p.quiet(HEALTH),
+        states=look.quiet(HEALTH),
         none="no bus",
         runbook=runbook("GlassbusHealthCritical"),
     ),
@@ -38,7 +40,7 @@ _TILES = (
         f"Share of the deliveries ended in the range shown that were handled within {DEADLINE_S:g} s of their publish. "
         f"Good: at least {OBJECTIVE:.1%}. If not: see below which subscription it is, then its errors and its queue.",
         _IN_TIME,
-        p.SHARE,
+        look.SHARE,
         Levels(OBJECTIVE, 0.99, low=True),
         none="no traffic",
         decimals=2,
@@ -50,7 +52,7 @@ _TILES = (
         f"What is left of the {BUDGET:.1%} that may miss, were the range shown the whole period. Good: above 25 %; "
         "below 0 % the objective is missed. If not: stop risky changes, and mend what the burn rate below points at.",
         f"1 - (1 - {_IN_TIME}) / {BUDGET:g}",
-        p.SHARE,
+        look.SHARE,
         Levels(0.25, 0.0, low=True),
         none="no traffic",
         decimals=0,
@@ -105,7 +107,7 @@ _TILES = (
         f"How long the message has waited that waits longest. Good: under {DEADLINE_S:g} s. If not: a handler is too "
         "slow, held or gone: see Queues & dead letters.",
         f"max({q.now('queue_oldest_message_age_seconds')})",
-        p.SECONDS,
+        look.SECONDS,
         Levels(DEADLINE_S, 5 * DEADLINE_S),
         links=[to_board("glassbus-queues")],
         runbook=runbook("GlassbusMessageStale"),
@@ -136,11 +138,11 @@ _NOW = (
         "Alerts firing now",
         "Each alert of ours that fires, and for how long it has been so. Good: one line that says none. If not: click "
         "its name for the runbook.",
-        {"for": Column(q.otherwise(_FIRING_FOR, "alertname", "none fires"), p.SECONDS)},
+        {"for": Column(q.otherwise(_FIRING_FOR, "alertname", "none fires"), look.SECONDS)},
         first=("severity", "alertname", "bus", "subscription", "breaker"),
         links={"alertname": [RUNBOOK_OF_CELL]},
         widths={"severity": 80, "alertname": 250, "bus": 80, "subscription": 105, "breaker": 90, "for": 80},
-        colours=p.ALERTS,
+        colours=look.ALERTS,
         w=12,
         h=8,
     ),
@@ -162,9 +164,9 @@ _TRAFFIC = (
         "Publishes, by what became of them. Good: nearly all accepted; spooled while a broker is away. If not: "
         "rejected and uncertain ones reached the caller as an error: look at the store, its disk and its queues.",
         {"{{outcome}}": q.rate("messages_published_total", by="outcome")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.PUBLISHED,
+        colours=look.PUBLISHED,
         runbook=runbook("GlassbusPublishesRefused"),
     ),
     p.graph(
@@ -172,9 +174,9 @@ _TRAFFIC = (
         "Deliveries that came to their end, by how. Good: as many as are published, all handled. If not: dead-lettered "
         "and discarded ones need somebody, expired ones came too late.",
         {"{{result}}": q.rate("messages_settled_total", by="result")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.SETTLED,
+        colours=look.SETTLED,
         links=[to_board("glassbus-queues")],
         runbook=runbook("GlassbusDeadLettersAppearing"),
     ),
@@ -183,8 +185,8 @@ _TRAFFIC = (
         "How many times faster than 30 days allow the budget is used, by the worst subscription. Good: below 1. "
         "14.4 over an hour uses 2 % of a month and pages. If not: find the subscription in the table below.",
         {f"over {w}": f"max({q.recorded(LATE.format(window=w))}) / {BUDGET:g}" for w in ("5m", "1h", "6h")},
-        p.TIMES,
-        colours=p.WINDOWS,
+        look.TIMES,
+        colours=look.WINDOWS,
         line=14.4,
         runbook=runbook("GlassbusErrorBudgetBurn"),
     ),
@@ -197,8 +199,8 @@ _LATENCY = (
         "Time from publish to the end of the delivery, waiting and retries included. Good: "
         f"p99 under {DEADLINE_S:g} s. If not: high p99 with a low p50 is retries; both high is a queue that grows.",
         {f"p{n}": q.quantile(n / 100, "message_age_seconds") for n in (50, 95, 99)},
-        p.SECONDS,
-        colours=p.QUANTILES,
+        look.SECONDS,
+        colours=look.QUANTILES,
         line=DEADLINE_S,
         log=True,
         runbook=runbook("GlassbusMessageStale"),
@@ -208,7 +210,7 @@ _LATENCY = (
         "How many attempts a second took how long. Good: one strong band for each kind of handler. If not: a band that "
         "moves up is something they call that got slower; the dots are traces to open.",
         q.buckets("process_duration_seconds"),
-        p.SECONDS,
+        look.SECONDS,
         w=8,
     ),
     p.graph(
@@ -216,7 +218,7 @@ _LATENCY = (
         "Time that one attempt takes. Good: well below the subscription's timeout. If not: what the handler calls is "
         "slow: open a trace.",
         {"{{bus}}/{{subscription}}": q.quantile(0.99, "process_duration_seconds", by=_SUB)},
-        p.SECONDS,
+        look.SECONDS,
         log=True,
         links=[
             to_traces(
@@ -238,22 +240,22 @@ _EACH = (
                     q.count("process_duration_seconds", by=_SUB, outcome="failed"),
                     q.count("process_duration_seconds", by=_SUB),
                 ),
-                p.SHARE,
+                look.SHARE,
                 Levels(0.05, 0.5),
             ),
-            "handled": Column(q.rate("messages_settled_total", by=_SUB, result="handled"), p.PER_SECOND),
-            "p99 of an attempt": Column(q.quantile(0.99, "process_duration_seconds", by=_SUB), p.SECONDS),
-            "waiting": Column(q.now("queue_messages", by="subscription", state="ready"), p.COUNT),
+            "handled": Column(q.rate("messages_settled_total", by=_SUB, result="handled"), look.PER_SECOND),
+            "p99 of an attempt": Column(q.quantile(0.99, "process_duration_seconds", by=_SUB), look.SECONDS),
+            "waiting": Column(q.now("queue_messages", by="subscription", state="ready"), look.COUNT),
             "oldest": Column(
                 q.now("queue_oldest_message_age_seconds", by="subscription"),
-                p.SECONDS,
+                look.SECONDS,
                 Levels(DEADLINE_S, 5 * DEADLINE_S),
             ),
-            "running": Column(q.each("handlers_in_flight", by="subscription"), p.COUNT),
+            "running": Column(q.each("handlers_in_flight", by="subscription"), look.COUNT),
             "consumers": Column(
-                q.now("subscription_consumers", by="subscription"), p.COUNT, Levels(caution=1, bad=1, low=True)
+                q.now("subscription_consumers", by="subscription"), look.COUNT, Levels(caution=1, bad=1, low=True)
             ),
-            "dead letters": Column(q.now("dead_letter_messages", by="subscription"), p.COUNT, Levels(caution=1)),
+            "dead letters": Column(q.now("dead_letter_messages", by="subscription"), look.COUNT, Levels(caution=1)),
         },
         first=("bus", "subscription"),
         links={"subscription": [to_board_of("glassbus-queues", "subscription", CELL)]},

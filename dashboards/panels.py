@@ -13,52 +13,9 @@ from typing import Any, NamedTuple
 from grafanalib import core
 
 from dashboards.grafana import METRICS, Json, query
-from glassbus.telemetry import catalogue
-
-#: Colours have one meaning on all boards. CLEAR is the panel's own background.
-GOOD, CAUTION, BAD, CALM, QUIET, CLEAR = "green", "orange", "red", "blue", "#8e8e8e", "transparent"
-
-#: Grafana's units.
-PER_SECOND, COUNT, SECONDS, SHARE, BYTES = "suffix:/s", "short", "s", "percentunit", "bytes"
-SECONDS_EACH, TIMES, NO_UNIT = "suffix: s/s", "suffix:x", "none"
-
-#: The same things have the same colours everywhere.
-PUBLISHED = {
-    "accepted": CALM, "spooled": CAUTION, "unrouted": QUIET, "duplicate": QUIET, "rejected": BAD, "uncertain": "purple",
-}  # fmt: skip
-SETTLED = {"handled": CALM, "dead_lettered": BAD, "expired": CAUTION, "discarded": "purple"}
-OUTCOMES = {"succeeded": CALM, "late": CAUTION, "failed": BAD, "refused": "purple", "called_off": QUIET}
-QUANTILES = {"p50": "super-light-blue", "p95": "light-blue", "p99": "dark-blue"}
-WINDOWS = {"over 5m": "super-light-blue", "over 1h": "light-blue", "over 6h": "dark-blue"}
-#: Of kinds that are neither good nor bad: none is green or red.
-KINDS = ("#5794f2", "#b877d9", "#ffb357", "#6ed0e0", "#e0b400", "#ca95e5", "#a3a3c2", "#c4a27a")
-CATEGORIES = dict(zip(catalogue.CATEGORIES, KINDS, strict=True))
-ALERTS = {"emergency": "purple", "critical": BAD, "warning": CAUTION, "info": CALM}
-SEVERITIES = {"low": QUIET, "medium": "yellow", "high": CAUTION, "critical": BAD}
+from dashboards.look import BAD, CALM, CLEAR, COUNT, NO_UNIT, PER_SECOND, Levels, State, step
 
 Queries = Mapping[str, str]
-
-
-class Levels(NamedTuple):
-    """From which value on something needs care, and from which it is bad; with `low`, below which."""
-
-    caution: float | None = None
-    bad: float | None = None
-    low: bool = False
-
-    def steps(self, well: str) -> list[Json]:
-        high = [(None, well), (self.caution, CAUTION), (self.bad, BAD)]
-        low = [(None, BAD), (self.bad, CAUTION), (self.caution, well)]
-        first, *rest = low if self.low else high
-        return [_step(*first), *(_step(value, colour) for value, colour in rest if value is not None)]
-
-
-class State(NamedTuple):
-    """What a rank of `promql.worst` is called, and its colour."""
-
-    rank: int
-    name: str
-    colour: str
 
 
 class Column(NamedTuple):
@@ -67,11 +24,6 @@ class Column(NamedTuple):
     expr: str
     unit: str
     levels: Levels = Levels()
-
-
-def quiet(states: Sequence[State]) -> tuple[State, ...]:
-    """`states` for a tile: what is well has no colour there."""
-    return tuple(s._replace(colour=CLEAR) if s.colour == GOOD else s for s in states)
 
 
 def tile(
@@ -149,8 +101,10 @@ def graph(
         stacking={"mode": "normal", "group": "A"} if stacked else {"mode": "none"},
         scaleDistributionType="log" if log else "linear",
         scaleDistributionLog=10,
-        thresholds=[_step(None, CLEAR)] if line is None else [_step(None, CLEAR), _step(line, BAD)],
-        overrides=[_override(name, color=_fixed(colour)) for name, colour in (colours or {}).items()],
+        thresholds=[step(None, CLEAR)] if line is None else [step(None, CLEAR), step(line, BAD)],
+        overrides=[
+            _override(name, color={"mode": "fixed", "fixedColor": colour}) for name, colour in (colours or {}).items()
+        ],
         extraJson=extra,
     )
 
@@ -174,7 +128,7 @@ def timeline(
         fillOpacity=85,
         rowHeight=0.8,
         showValue="never",
-        thresholds=[_step(None, CLEAR)],
+        thresholds=[step(None, CLEAR)],
         mappings=[_words(states)],
         extraJson=_fields(links=list(links), unit=NO_UNIT)
         | {"options": {"legend": {"showLegend": True}, "tooltip": {"mode": "single"}}},
@@ -200,8 +154,16 @@ def bars(
         displayMode="basic",
         orientation="horizontal",
         thresholds=(levels or Levels()).steps(CALM),
+        # Named, because Grafana leaves a single bar without its name.
         extraJson=_fields(
-            unit=unit, decimals=1, min=0, max=top, noValue="none", links=list(links), color={"mode": "thresholds"}
+            displayName="${__series.name}",
+            unit=unit,
+            decimals=1,
+            min=0,
+            max=top,
+            noValue="none",
+            links=list(links),
+            color={"mode": "thresholds"},
         )
         | {"options": {"reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False}}},
     )
@@ -265,7 +227,7 @@ def table(
         **common,
         overrides=overrides,
         sortBy=[core.TableSortByField(next(iter(columns)), True)],
-        thresholds=[_step(None, CLEAR)],
+        thresholds=[step(None, CLEAR)],
         transformations=[
             {"id": "merge", "options": {}},
             {
@@ -313,24 +275,16 @@ def _fields(**defaults: Any) -> Json:
     return {"fieldConfig": {"defaults": defaults}}
 
 
-def _step(value: float | None, colour: str) -> Json:
-    return {"value": value, "color": colour}
-
-
 def _words(states: Sequence[State]) -> Json:
     options = {str(s.rank): {"text": s.name, "color": s.colour, "index": at} for at, s in enumerate(states)}
     return {"type": "value", "options": options}
-
-
-def _fixed(colour: str) -> Json:
-    return {"mode": "fixed", "fixedColor": colour}
 
 
 def _override(name: str, **properties: Any) -> Json:
     """For a series or column of this name, or of a name that fits a /regular expression/."""
     return {
         "matcher": {"id": "byRegexp" if name.startswith("/") else "byName", "options": name},
-        "properties": [{"id": name, "value": value} for name, value in properties.items()],
+        "properties": [{"id": key, "value": value} for key, value in properties.items()],
     }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dashboards import look
 from dashboards import panels as p
 from dashboards import promql as q
 from dashboards.frame import CELL, Board, of, runbook, to_board, to_board_of, to_traces
-from dashboards.panels import Column, Levels
+from dashboards.look import Levels
+from dashboards.panels import Column
 from dashboards.slo import DEADLINE_S
 
 _SUB = "bus subscription"
@@ -33,7 +35,7 @@ _TILES = (
         f"How long the one that waits longest has waited. Good: under {DEADLINE_S:g} s. If not: its subscription is "
         "slow, held, or has no consumer.",
         f"max({_OLDEST})",
-        p.SECONDS,
+        look.SECONDS,
         _AGE,
         runbook=runbook("GlassbusMessageStale"),
     ),
@@ -42,7 +44,7 @@ _TILES = (
         "How full the fullest queue is. Good: under 80 %. If not: a full queue slows its publishers down, then refuses "
         "them: add consumers, or find out why they are slow.",
         f"max({_FULL})",
-        p.SHARE,
+        look.SHARE,
         Levels(0.8, 0.95),
         none="no queue",
         decimals=0,
@@ -81,7 +83,7 @@ _QUEUES = (
         "Deliveries that could start now. Good: near 0, or falling. If not: a line that only climbs is a subscription "
         "that handles less than it gets.",
         {_NAME: q.now("queue_messages", by="subscription", state="ready")},
-        p.COUNT,
+        look.COUNT,
         runbook=runbook("GlassbusConsumerStalled"),
     ),
     p.graph(
@@ -89,16 +91,16 @@ _QUEUES = (
         "Deliveries by state. Good: few besides in_flight. If not: many retrying are failures that wait for their next "
         "attempt, scheduled ones are not due yet.",
         {"{{state}}": f"sum by (state) ({q.now('queue_messages', by='subscription state')})"},
-        p.COUNT,
+        look.COUNT,
         stacked=True,
-        colours={"in_flight": p.GOOD, "ready": p.CALM, "retrying": p.CAUTION, "scheduled": p.QUIET},
+        colours={"in_flight": look.GOOD, "ready": look.CALM, "retrying": look.CAUTION, "scheduled": look.QUIET},
     ),
     p.graph(
         "Age of the oldest waiting",
         f"Good: under {DEADLINE_S:g} s. If not: a line that climbs at one second a second is a subscription where "
         "nothing starts at all.",
         {_NAME: _OLDEST},
-        p.SECONDS,
+        look.SECONDS,
         line=DEADLINE_S,
         runbook=runbook("GlassbusMessageStale"),
     ),
@@ -110,8 +112,8 @@ _QUEUES = (
             "accepted": q.rate("messages_published_total", outcome="accepted"),
             "handled": q.rate("messages_settled_total", result="handled"),
         },
-        p.PER_SECOND,
-        colours={"accepted": p.CALM, "handled": p.GOOD},
+        look.PER_SECOND,
+        colours={"accepted": look.CALM, "handled": look.GOOD},
         runbook=runbook("GlassbusConsumerStalled"),
     ),
     p.bars(
@@ -119,7 +121,7 @@ _QUEUES = (
         "Share of each queue's capacity that is taken. Good: under 80 %. If not: publishers will be slowed down, then "
         "refused.",
         {_NAME: _FULL},
-        p.SHARE,
+        look.SHARE,
         Levels(0.8, 0.95),
         top=1.0,
         runbook=runbook("GlassbusQueueNearFull"),
@@ -129,7 +131,7 @@ _QUEUES = (
         "Seconds a second that publishers wait for room. Good: 0. If not: backpressure works, and callers feel it: see "
         "which queue is full.",
         {_NAME: q.rate("backpressure_seconds_total", by=_SUB)},
-        p.SECONDS_EACH,
+        look.SECONDS_EACH,
         runbook=runbook("GlassbusQueueOverflow"),
     ),
 )
@@ -141,7 +143,7 @@ _HANDLERS = (
         "Share of the slots of each subscription that are taken, over all processes. Good: under 80 %. If not: it is "
         "as fast as it can be: raise `concurrency`, add processes, or make the handler faster.",
         {_NAME: _BUSY},
-        p.SHARE,
+        look.SHARE,
         Levels(0.8, 0.95),
         top=1.0,
         runbook=runbook("GlassbusHandlersLost"),
@@ -151,9 +153,9 @@ _HANDLERS = (
         "Attempts a second, by how they ended. Good: nearly all succeeded. If not: late ones returned after their "
         "timeout, failed ones are retried.",
         {"{{outcome}}": q.count("process_duration_seconds", by="outcome")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         stacked=True,
-        colours=p.OUTCOMES,
+        colours=look.OUTCOMES,
         links=[to_board("glassbus-errors")],
         runbook=runbook("GlassbusRetryStorm"),
     ),
@@ -161,7 +163,7 @@ _HANDLERS = (
         "Time of an attempt, p99",
         "Good: well below the timeout in the table. If not: what the handler calls is slow: open a trace.",
         {_NAME: q.quantile(0.99, "process_duration_seconds", by=_SUB)},
-        p.SECONDS,
+        look.SECONDS,
         log=True,
         links=[_ITS_TRACES],
         runbook=runbook("GlassbusHandlerSlow"),
@@ -171,18 +173,18 @@ _HANDLERS = (
         "One line for each. Good: no coloured cell. If not: overdue attempts cannot be stopped; a lower limit than "
         "declared means that load is shed or slots are lost.",
         {
-            "waiting": Column(q.now("queue_messages", by="subscription", state="ready"), p.COUNT),
-            "oldest": Column(_OLDEST, p.SECONDS, _AGE),
-            "full": Column(_FULL, p.SHARE, Levels(0.8, 0.95)),
-            "capacity": Column(q.now("queue_capacity_messages", by="subscription"), p.COUNT),
+            "waiting": Column(q.now("queue_messages", by="subscription", state="ready"), look.COUNT),
+            "oldest": Column(_OLDEST, look.SECONDS, _AGE),
+            "full": Column(_FULL, look.SHARE, Levels(0.8, 0.95)),
+            "capacity": Column(q.now("queue_capacity_messages", by="subscription"), look.COUNT),
             "consumers": Column(
-                q.now("subscription_consumers", by="subscription"), p.COUNT, Levels(caution=1, bad=1, low=True)
+                q.now("subscription_consumers", by="subscription"), look.COUNT, Levels(caution=1, bad=1, low=True)
             ),
-            "running": Column(q.each("handlers_in_flight", by="subscription"), p.COUNT),
-            "limit": Column(q.each("handlers_limit", by="subscription"), p.COUNT),
-            "overdue": Column(q.each("handlers_overdue", by="subscription"), p.COUNT, Levels(caution=1)),
-            "timeout": Column(q.now("handler_timeout_seconds", by="subscription"), p.SECONDS),
-            "dead letters": Column(q.now("dead_letter_messages", by="subscription"), p.COUNT, Levels(caution=1)),
+            "running": Column(q.each("handlers_in_flight", by="subscription"), look.COUNT),
+            "limit": Column(q.each("handlers_limit", by="subscription"), look.COUNT),
+            "overdue": Column(q.each("handlers_overdue", by="subscription"), look.COUNT, Levels(caution=1)),
+            "timeout": Column(q.now("handler_timeout_seconds", by="subscription"), look.SECONDS),
+            "dead letters": Column(q.now("dead_letter_messages", by="subscription"), look.COUNT, Levels(caution=1)),
         },
         first=("bus", "subscription"),
         links={"subscription": [to_board_of("glassbus-queues", "subscription", CELL)]},
@@ -196,10 +198,10 @@ _LOST_OWNERS = (
         "Deliveries a second that are given to another process because theirs died or let its lease run out. Good: 0. "
         "If not: processes are killed, or stand still for longer than a lease.",
         {"{{reason}}": q.rate("redeliveries_total", by="reason")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours={"owner_died": p.BAD, "lease_expired": p.CAUTION},
+        colours={"owner_died": look.BAD, "lease_expired": look.CAUTION},
         runbook=runbook("GlassbusOwnersDying"),
         w=12,
     ),
@@ -208,10 +210,10 @@ _LOST_OWNERS = (
         "Actions a second on the overflow ladder. Good: none. If not: expand and contract are harmless; dead_letter "
         "and refuse mean that it did not suffice.",
         {"{{action}}": q.rate("overflow_actions_total", by="action")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours={"expand": p.CALM, "contract": p.QUIET, "dead_letter": p.CAUTION, "refuse": p.BAD},
+        colours={"expand": look.CALM, "contract": look.QUIET, "dead_letter": look.CAUTION, "refuse": look.BAD},
         runbook=runbook("GlassbusQueueOverflow"),
         w=12,
     ),
@@ -223,7 +225,7 @@ _DEAD = (
         "At rest",
         "Dead letters of each subscription. Good: 0. If not: nobody tries them again until they are replayed.",
         {_NAME: q.now("dead_letter_messages", by="subscription")},
-        p.COUNT,
+        look.COUNT,
         links=[_ITS_TRACES],
         runbook=runbook("GlassbusDeadLettersOld"),
     ),
@@ -232,7 +234,7 @@ _DEAD = (
         "How long the oldest dead letter has rested. Good: 0, or under a working day. If not: somebody has to decide: "
         "replay or discard.",
         {_NAME: q.now("dead_letter_oldest_age_seconds", by="subscription")},
-        p.SECONDS,
+        look.SECONDS,
         runbook=runbook("GlassbusDeadLettersOld"),
     ),
     p.graph(
@@ -240,10 +242,10 @@ _DEAD = (
         "Dead letters a second, by the category of their last error. Good: none. If not: many of one category have one "
         "cause: mend it, then replay all of it.",
         {"{{category}}": q.rate("dead_letters_total", by="category")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours=p.CATEGORIES,
+        colours=look.CATEGORIES,
         links=[to_traces("Traces of these errors in Jaeger", {"glassbus.error.category": of("category")})],
         runbook=runbook("GlassbusDeadLettersAppearing"),
     ),
@@ -251,7 +253,7 @@ _DEAD = (
         "Dead letters of the range shown",
         "Where they came from and why, the ten most frequent. Good: an empty table. If not: click for traces, then "
         "`glassbus dlq list --subscription NAME`.",
-        {"dead letters": Column(q.otherwise(_BURIED, "category", "none"), p.COUNT)},
+        {"dead letters": Column(q.otherwise(_BURIED, "category", "none"), look.COUNT)},
         first=("bus", "subscription", "category"),
         links={
             "subscription": [to_board_of("glassbus-queues", "subscription", CELL)],

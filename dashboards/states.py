@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards.panels import BAD, CAUTION, GOOD, QUIET, State
+from dashboards.look import BAD, CAUTION, GOOD, QUIET, State
 from dashboards.promql import worst
 
 HEALTH = (

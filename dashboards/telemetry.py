@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dashboards import look
 from dashboards import panels as p
 from dashboards import promql as q
 from dashboards.frame import Board, runbook, to_board
-from dashboards.panels import Column, Levels
+from dashboards.look import Levels
+from dashboards.panels import Column
 
 #: What error handling may take of memory, and telemetry of the processor.
 MEMORY_BYTES, CPU_SHARE = 50e6, 0.05
@@ -28,7 +30,7 @@ _TILES = (
         "of one processor. Promised: under 5 %. Good: under 2 %. If not: sample less, or scrape less often. It is "
         "measured by the clock, so on a machine that is short of processors it reads too high.",
         f"max({q.rate('telemetry_seconds_total', by='bus job instance')})",
-        p.SHARE,
+        look.SHARE,
         Levels(CPU_SHARE / 2, CPU_SHARE),
         none="not known",
         runbook=runbook("GlassbusTelemetryCostly"),
@@ -38,7 +40,7 @@ _TILES = (
         "What records of errors take, of the process with most. Promised: under 50 MB. Good: flat, under 20 MB. If "
         "not: tell us: it is bounded by design.",
         f"max({q.select('error_memory_bytes')})",
-        p.BYTES,
+        look.BYTES,
         Levels(0.4 * MEMORY_BYTES, MEMORY_BYTES),
         runbook=runbook("GlassbusErrorMemoryHigh"),
     ),
@@ -56,7 +58,7 @@ _TILES = (
         "How full the fuller of the two export queues is. Good: under 50 %. If not: spans are made faster than the "
         "collector takes them, and soon the happy ones are dropped.",
         f"max({_FILL})",
-        p.SHARE,
+        look.SHARE,
         Levels(0.5, 0.8),
         none="no exporter",
         runbook=runbook("GlassbusSpanQueueFilling"),
@@ -88,8 +90,8 @@ _COST = (
         "Share of one processor that each part takes, in the mean process: showing facts, scrapes, exporting spans. "
         "Good: under 2 % in all. If not: past the line it is more than promised.",
         {"{{signal}}": f"{q.rate('telemetry_seconds_total', by='signal')} / on () group_left () {_PROCESSES}"},
-        p.SHARE,
-        colours={"facts": p.CALM, "scrape": p.QUIET, "export": "purple"},
+        look.SHARE,
+        colours={"facts": look.CALM, "scrape": look.QUIET, "export": "purple"},
         stacked=True,
         line=CPU_SHARE,
         runbook=runbook("GlassbusTelemetryCostly"),
@@ -99,8 +101,8 @@ _COST = (
         "From catching an exception to having stored the decision. Promised: under 10 ms. Good: under 1 ms. If not: "
         "the store or an observer is slow.",
         {"{{category}}": q.quantile(0.99, "error_handling_seconds", by="category")},
-        p.SECONDS,
-        colours=p.CATEGORIES,
+        look.SECONDS,
+        colours=look.CATEGORIES,
         line=0.01,
         log=True,
         links=[to_board("glassbus-errors")],
@@ -111,7 +113,7 @@ _COST = (
         "Of each process. Promised: under 50 MB. Good: flat. If not: compare with the errors a second: it must not "
         "grow with them.",
         {"{{bus}} at {{instance}}": f"max by (bus, instance) ({q.select('error_memory_bytes')})"},
-        p.BYTES,
+        look.BYTES,
         line=MEMORY_BYTES,
         runbook=runbook("GlassbusErrorMemoryHigh"),
     ),
@@ -120,21 +122,21 @@ _COST = (
         "Processors that each process keeps busy. Good: as always for this load. If not: compare with attempts a "
         "second on Queues & dead letters.",
         {"{{instance}}": f"sum by (instance) (rate({q.foreign('process_cpu_seconds_total', **_PROCESS)}[{q.RATE}]))"},
-        p.COUNT,
+        look.COUNT,
     ),
     p.graph(
         "Memory of each process",
         "Resident memory. Good: flat. If not: what grows is rarely the bus: its queues are in the store, its records "
         "of errors are above.",
         {"{{instance}}": f"max by (instance) ({q.foreign('process_resident_memory_bytes', **_PROCESS)})"},
-        p.BYTES,
+        look.BYTES,
     ),
     p.graph(
         "Time of a scrape",
         "How long Prometheus takes to read a process. Good: under 0.1 s. If not: near the scrape timeout metrics go "
         "missing: look at the number of destinations.",
         {"{{instance}}": f"max by (instance) ({q.foreign('scrape_duration_seconds', **_PROCESS)})"},
-        p.SECONDS,
+        look.SECONDS,
         runbook=runbook("GlassbusScrapeIncomplete"),
     ),
 )
@@ -146,8 +148,8 @@ _LEAVING = (
         "Entries in the export queues, failures apart from the rest. Good: near 0. If not: the collector does not keep "
         "up; when a queue is full, entries are dropped and counted.",
         {"{{queue}}": q.each("telemetry_queue_spans", by="queue")},
-        p.COUNT,
-        colours={"spans": p.CALM, "failures": p.CAUTION},
+        look.COUNT,
+        colours={"spans": look.CALM, "failures": look.CAUTION},
         runbook=runbook("GlassbusSpanQueueFilling"),
     ),
     p.graph(
@@ -155,10 +157,10 @@ _LEAVING = (
         "Spans a second that were not exported, by reason. Good: none. If not: queue_full: slow collector; "
         "export_failed: it refused or is down; shut_down: the process ended first.",
         {"{{reason}}": q.rate("telemetry_spans_dropped_total", by="reason")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours={"queue_full": p.CAUTION, "export_failed": p.BAD, "shut_down": p.QUIET, "not_made": "purple"},
+        colours={"queue_full": look.CAUTION, "export_failed": look.BAD, "shut_down": look.QUIET, "not_made": "purple"},
         runbook=runbook("GlassbusSpansDropped"),
     ),
     p.graph(
@@ -166,10 +168,10 @@ _LEAVING = (
         "Batches a second that the collector did not take. Good: none. If not: is the collector up, and does it refuse "
         "for lack of memory? See below.",
         {"{{queue}}": q.rate("telemetry_export_failures_total", by="queue")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
-        colours={"spans": p.CALM, "failures": p.CAUTION},
+        colours={"spans": look.CALM, "failures": look.CAUTION},
         runbook=runbook("GlassbusSpanExportFailing"),
     ),
     p.graph(
@@ -181,7 +183,7 @@ _LEAVING = (
             "journal lines": q.rate("journal_dropped_total"),
             "label values": q.rate("telemetry_series_overflow_total"),
         },
-        p.PER_SECOND,
+        look.PER_SECOND,
         runbook=runbook("GlassbusJournalDropping"),
         w=12,
     ),
@@ -190,7 +192,7 @@ _LEAVING = (
         "Calls a second that an observer raised in. Good: none. If not: the log names the observer and its error; "
         "messages did not notice.",
         {"calls": f"{q.rate('observer_failures_total')} or vector(0)"},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         runbook=runbook("GlassbusObserverFailing"),
         w=12,
@@ -204,8 +206,8 @@ _PIPELINE = (
         "Every target of Prometheus, and how long it takes to read. Good: none is down. If not: the red one is; alerts "
         "that need it are blind.",
         {
-            "down": Column(f"1 - max by (job, instance) ({q.foreign('up')})", p.COUNT, Levels(bad=1)),
-            "took": Column(f"max by (job, instance) ({q.foreign('scrape_duration_seconds')})", p.SECONDS),
+            "down": Column(f"1 - max by (job, instance) ({q.foreign('up')})", look.COUNT, Levels(bad=1)),
+            "took": Column(f"max by (job, instance) ({q.foreign('scrape_duration_seconds')})", look.SECONDS),
         },
         first=("job", "instance"),
         runbook=runbook("GlassbusPipelineTargetDown"),
@@ -220,8 +222,8 @@ _PIPELINE = (
             "came in": _of("otelcol_receiver_accepted_spans"),
             "left": _of("otelcol_exporter_sent_spans"),
         },
-        p.PER_SECOND,
-        colours={"came in": p.CALM, "left": p.GOOD},
+        look.PER_SECOND,
+        colours={"came in": look.CALM, "left": look.GOOD},
         h=9,
     ),
     p.graph(
@@ -234,7 +236,7 @@ _PIPELINE = (
             "no room in its queue": _of("otelcol_exporter_enqueue_failed_spans"),
             "dropped early": _of("otelcol_processor_tail_sampling_sampling_trace_dropped_too_early"),
         },
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         stacked=True,
         runbook=runbook("GlassbusCollectorLosing"),
@@ -250,7 +252,7 @@ _PIPELINE = (
                 f"max by (exporter) ({q.foreign('otelcol_exporter_queue_capacity')})",
             )
         },
-        p.SHARE,
+        look.SHARE,
         line=0.8,
         top=1.0,
         runbook=runbook("GlassbusCollectorQueueFilling"),
@@ -260,7 +262,7 @@ _PIPELINE = (
         "Evaluations a second that failed in Prometheus. Good: none. If not: an alert or a recording rule cannot be "
         "computed: Prometheus' page /rules shows the error.",
         {"evaluations": _of("prometheus_rule_evaluation_failures_total")},
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
         runbook=runbook("GlassbusRulesFailing"),
     ),
@@ -272,9 +274,9 @@ _PIPELINE = (
             "not handed over": _of("prometheus_notifications_dropped_total"),
             "not delivered": _of("alertmanager_notifications_failed_total"),
         },
-        p.PER_SECOND,
+        look.PER_SECOND,
         bars=True,
-        colours={"not handed over": p.BAD, "not delivered": p.CAUTION},
+        colours={"not handed over": look.BAD, "not delivered": look.CAUTION},
         runbook=runbook("GlassbusAlertsUndelivered"),
     ),
 )

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from dashboards import look
 from dashboards.build import BOARDS, FOLDER, rendered
 from dashboards.frame import BOARDS as TITLES
 from dashboards.frame import RUNBOOKS
-from dashboards.panels import Levels
+from dashboards.look import Levels
 from dashboards.promql import FOREIGN, Like, Other, Unknown, foreign, label_values, now, quantile, rate, select, under
 from dashboards.slo import DEADLINE_S, OBJECTIVE
+from glassbus.telemetry import catalogue
 from glassbus.telemetry.catalogue import METRICS
 from tests.server_kit import REPOSITORY
 
@@ -199,3 +201,10 @@ def test_levels_colour_what_is_wrong_alone() -> None:
     assert [s["color"] for s in Levels(0.9, 0.5, low=True).steps("well")] == ["red", "orange", "well"]
     assert [s["color"] for s in Levels(1, 5).steps("well")] == ["well", "orange", "red"]
     assert [s["value"] for s in Levels(bad=3).steps("well")] == [None, 3]
+
+
+def test_colours_are_of_the_values_that_there_are() -> None:
+    assert look.PUBLISHED.keys() == set(catalogue.PUBLISH_OUTCOMES)
+    assert look.SETTLED.keys() == set(catalogue.RESULTS)
+    assert look.SEVERITIES.keys() == set(catalogue.SEVERITIES)
+    assert look.OUTCOMES.keys() >= set(catalogue.ATTEMPT_OUTCOMES)
