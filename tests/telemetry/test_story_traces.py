@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
 from glassbus import Delivery, KillSwitch, Message, MessageBus, Priority, Retry
+from glassbus.cli import main
 from glassbus.record.reading import JournalReader
 from glassbus.record.telling import told_by
 from glassbus.story import Story, tell
+from glassbus.telemetry import configure
 from tests.telemetry.test_tracing import ids, links
 
 THEIRS = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
@@ -197,3 +201,33 @@ def test_a_dead_letter_that_no_handler_failed_has_no_failure_to_link_to(spans: A
         "dead_lettered",
         "replayed",
     ]
+
+
+def test_a_replay_by_the_command_has_its_span_where_the_others_are(
+    spans: Any, tmp_path: Path, no_global_provider: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what follows it would be below a span that is nowhere."""
+    kept, operators, url = spans(0.0), InMemorySpanExporter(), f"sqlite:///{tmp_path / 'orders.db'}"
+
+    async def run(heals: bool) -> None:
+        bus = make_bus(kept, url, ())
+        subscribe(bus, heals)
+        async with bus:
+            if not heals:
+                await bus.publish("orders.created", message_id="m-1")
+            await bus.drain(30.0)
+
+    asyncio.run(run(heals=False))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    to_operators = partial(configure, exporter=operators, failure_exporter=operators)
+    monkeypatch.setattr("glassbus.telemetry.configure", to_operators)
+    assert main(["dlq", "replay", "1", "--yes", "--url", url]) == 0
+    asyncio.run(run(heals=True))
+    (replay,) = [span for span in operators.get_finished_spans() if span.name.startswith("replay")]
+    followed = [span for span in kept.named("process") if span.parent and span.parent.span_id == ids(replay)[1]]
+    assert [span.attributes["glassbus.attempt"] for span in followed] == [1, 2]
+    story = tell("m-1", told_by(JournalReader(tmp_path / "orders.db.state"), "m-1"), None, 2e9)
+    assert story is not None
+    (told,) = [step for delivery in story.deliveries for step in delivery.steps if step.kind == "replayed"]
+    assert (told.trace_id, told.span_id) == (f"{ids(replay)[0]:032x}", f"{ids(replay)[1]:016x}")
+    assert next(trace for trace in story.traces if trace.trace_id == told.trace_id).holds[0] == "charge replay 1"

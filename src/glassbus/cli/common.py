@@ -72,7 +72,7 @@ def existing_store(url: str) -> Address:
 
 
 @asynccontextmanager
-async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterator[MessageBus]:
+async def opened_store(url: str, *, publish_timeout: float = 5.0, telemetry: bool = False) -> AsyncIterator[MessageBus]:
     """A bus on an existing store that consumes nothing. Raises CommandError or TransportError."""
     from glassbus.bus import MessageBus
     from glassbus.policy.failover import Reconnect
@@ -81,7 +81,8 @@ async def opened_store(url: str, *, publish_timeout: float = 5.0) -> AsyncIterat
     # What the commands do they print themselves; the log would say it twice.
     logging.getLogger("glassbus").addHandler(logging.NullHandler())
     # A person waits: a broker that is not there is said to be so soon.
-    bus = MessageBus(url, telemetry=False, publish_timeout=publish_timeout, reconnect=Reconnect(start_timeout=2.0))
+    soon = Reconnect(start_timeout=2.0)
+    bus = MessageBus(url, telemetry=telemetry, publish_timeout=publish_timeout, reconnect=soon)
     bus.looks_only = True
     await bus.start()
     try:

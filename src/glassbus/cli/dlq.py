@@ -29,6 +29,7 @@ from glassbus.cli.common import (
     when,
     whole,
 )
+from glassbus.cli.hosting import exported_traces
 from glassbus.errors import ErrorCategory, UnknownDeadLetter
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("discard", "Remove dead letters for good."),
     ):
         act = verbs.add_parser(verb, help=f"{purpose[0].lower()}{purpose[1:-1]}", description=purpose)
+        act.epilog = "With OTEL_EXPORTER_OTLP_ENDPOINT set, the spans that tell of it are exported there."
         act.add_argument("ids", nargs="*", metavar="ID")
         act.add_argument("--all", action="store_true", help="all that match the filters, or all there are")
         act.add_argument("--yes", action="store_true", help="do not ask")
@@ -188,12 +190,17 @@ def act_on_them(arguments: argparse.Namespace) -> int:
         raise CommandError(
             f"nobody is here to confirm it: {arguments.verb} needs --yes when it is not run in a terminal"
         )
-    return asyncio.run(_act(url_of(arguments), arguments, filters))
+    # What is replayed goes on below the span of its replay: that must be where the other spans are.
+    with exported_traces("glassbus") as traces:
+        status = asyncio.run(_act(url_of(arguments), arguments, filters, telemetry=bool(traces.told)))
+    if traces.told:
+        print(f"traces: {traces.told}", file=sys.stderr)
+    return status
 
 
-async def _act(url: str, arguments: argparse.Namespace, filters: dict[str, Any]) -> int:
+async def _act(url: str, arguments: argparse.Namespace, filters: dict[str, Any], *, telemetry: bool) -> int:
     verb, done = arguments.verb, {"replay": "replayed", "discard": "discarded"}[arguments.verb]
-    async with opened_store(url) as store:
+    async with opened_store(url, telemetry=telemetry) as store:
         _check_subscription(store, filters)
         ids = await _matching(store, filters) if arguments.all else list(dict.fromkeys(arguments.ids))
         if not ids:
