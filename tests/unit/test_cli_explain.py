@@ -16,7 +16,10 @@ from cli_kit import Command, failing, make_store, url_of
 from journal_kit import START, Kept, failed
 
 from glassbus import Delivery, Message, MessageBus, Outgoing, Retry
+from glassbus.clock import SystemClock
+from glassbus.message import Envelope
 from glassbus.story import model
+from glassbus.transport.spoolfile import take_files
 
 ROOT = Path(__file__).parents[2]
 KILLED = """
@@ -222,3 +225,21 @@ def test_a_long_story_leaves_out_its_middle_and_json_does_not(glassbus: Command,
     assert "… 152 steps are left out here: --json has them" in glassbus.out
     assert glassbus("explain", "m-1", "--state-dir", tmp_path, "--json") == 0
     assert len(json.loads(glassbus.out)["deliveries"][0]["steps"]) == 200
+
+
+def test_what_waits_in_the_spool_of_a_broker_that_is_away_is_found(glassbus: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+
+    async def publish() -> None:
+        (file,) = take_files(str(folder), "shop", SystemClock())
+        await file.open(lambda _fact: None, lambda _file, _error: None)
+        await file.add([Envelope("m-1", "orders.created", b"1", "json", {}, 2, "k", 1_700_000_000.0)])
+        await file.close(5.0)
+
+    asyncio.run(publish())
+    for words in (["--state-dir", folder], ["--state-dir", folder, "--url", "nats://127.0.0.1:1/shop"]):
+        assert glassbus("explain", "m-1", *words) == 0
+        assert "in the local spool, to be forwarded when the broker is back" in " ".join(glassbus.out.split())
+        assert "on orders.created, at 2023-11-14 22:13:20.000 UTC\n" in glassbus.out
+    assert "the store could not be asked" in glassbus.out
+    assert glassbus("explain", "m-2", "--state-dir", folder) == 1

@@ -639,3 +639,24 @@ def test_a_spool_is_for_brokers_and_needs_a_place(tmp_path: Path) -> None:
         make_transport([Address("memory://")], settings=Settings(), clock=SystemClock(), spool=Spool())
     with pytest.raises(ConfigurationError, match="state_dir"):
         make_transport([ADDRESS], settings=Settings(), clock=SystemClock(), spool=Spool())
+
+
+def test_a_message_is_found_in_the_spool_and_then_where_it_was_forwarded_to(tmp_path: Path) -> None:
+    async def scenario(clock: VirtualClock) -> None:
+        async with desk(clock, tmp_path) as d:
+
+            async def places(message_id: str) -> list[tuple[str, str]]:
+                found = await d.spool.locate(message_id)
+                return [] if found is None else [(one.subscription, one.state) for one in found.deliveries]
+
+            d.link.cut()
+            await d.publish("m-1", "m-2")
+            assert await places("m-1") == [(SPOOL, "ready")]
+            assert await d.spool.ids_like("m-", 10) == ["m-1", "m-2"]
+            d.link.mend()
+            await d.forwarded()
+            await asyncio.sleep(1.0)
+            assert await places("m-1") == [("work", "ready")]
+            assert await places("m-3") == []
+
+    play(scenario)

@@ -30,7 +30,9 @@ from glassbus.config import Address, addresses, default_state_dir
 from glassbus.errors import GlassbusError, redact, safe_text
 from glassbus.record.reading import JournalReader
 from glassbus.record.telling import Told, ids_like, ids_of_trace, told_by
-from glassbus.story import FORGETS, Story, ask, tell
+from glassbus.story import FORGETS, Asked, Story, ask, tell
+from glassbus.transport import Whereabouts
+from glassbus.transport.locating import together
 
 JAEGER_VARIABLE = "GLASSBUS_JAEGER"
 #: A shorter beginning of an id is not looked for.
@@ -155,10 +157,14 @@ def _story(source: _Source, message_id: str, jaeger: str) -> Story | None:
         told = told_by(JournalReader(source.journal), message_id)
     troubles: list[str] = []
     asked = _asked(source, lambda store: ask(store, message_id), troubles)
+    spooled = _spooled(source, message_id, troubles)
+    if spooled is not None:
+        known = asked or Asked(f"the spool in {source.journal}", None, (), {})
+        asked = known._replace(where=together([("", spooled), ("", known.where)]))
     notes = (*told.notes, *troubles)
     if source.journal is None:
         notes = (*notes, "this store has no journal beside it, so nothing is told of attempts: --state-dir names it")
-    if source.store is None:
+    if source.store is None and spooled is None:
         notes = (*notes, "no store was asked where it is now: --url names it")
     story = tell(message_id, told._replace(notes=notes), asked, time.time(), traces_at=jaeger)
     if story is None and troubles:
@@ -193,20 +199,36 @@ def _asked(source: _Source, look: Callable[[Any], Awaitable[Result]], troubles: 
         return None
     try:
         if store.scheme == "sqlite":
-            from glassbus.transport.sqlite.looking import LooksOnly
-
-            return asyncio.run(_with(LooksOnly(store.path[1:]), look))
+            return asyncio.run(_in_file(Path(store.path[1:]), look))
         return asyncio.run(_on_bus(source.url, look))
     except (GlassbusError, OSError) as error:
         troubles.append(f"the store could not be asked: {safe_text(error, 300)}")
         return None
 
 
-async def _with(transport: Any, look: Callable[[Any], Awaitable[Result]]) -> Result:
+def _spooled(source: _Source, message_id: str, troubles: list[str]) -> Whereabouts | None:
+    """What waits in the state directory until a broker is back, whatever that broker says."""
+    if source.journal is None or (source.store is not None and source.store.scheme == "sqlite"):
+        return None
+    from glassbus.transport.spoolfile import spooled_files  # which needs the database engine
+
+    found = []
+    for path in spooled_files(source.journal):
+        try:
+            found.append((f"spool:{path.stem}:", asyncio.run(_in_file(path, lambda store: store.locate(message_id)))))
+        except (GlassbusError, OSError) as error:
+            troubles.append(f"the spool {path.name} could not be read: {safe_text(error, 300)}")
+    return together(found)
+
+
+async def _in_file(path: Path, look: Callable[[Any], Awaitable[Result]]) -> Result:
+    from glassbus.transport.sqlite.looking import LooksOnly
+
+    store = LooksOnly(str(path))
     try:
-        return await look(transport)
+        return await look(store)
     finally:
-        transport.close()
+        store.close()
 
 
 async def _on_bus(url: str, look: Callable[[Any], Awaitable[Result]]) -> Result:

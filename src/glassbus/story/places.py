@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from glassbus.record.wording import moment, span
 from glassbus.story.model import Failure, Now, Step
 from glassbus.transport import Located, QueueState
+from glassbus.transport.locating import SPOOL
 
 if TYPE_CHECKING:
     from glassbus.story.tell import Asked
@@ -59,6 +60,8 @@ def _located(located: Located, queue: QueueState | None, asked: Asked, steps: Se
 
 
 def _text(located: Located, queue: QueueState | None, held: str, reason: str, since: float, now: float) -> str:
+    if located.subscription == SPOOL and located.state != "dead_lettered":
+        return "in the local spool, to be forwarded when the broker is back"
     match located.state:
         case "dead_lettered":
             when = f" at {moment(since)}" if since else ""

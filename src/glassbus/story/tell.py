@@ -21,6 +21,7 @@ from glassbus.story.model import (
 from glassbus.story.places import now_of
 from glassbus.story.steps import Made, moves_around, steps_of
 from glassbus.transport import DeadLetterRecord, QueueState, Whereabouts
+from glassbus.transport.locating import SPOOL
 
 #: Why nothing may be known of a message.
 FORGETS = (
@@ -96,7 +97,7 @@ def _published(told: Told, made: Sequence[Made], where: Whereabouts | None, name
         topic,
         at,
         level,
-        tuple(names),
+        tuple(name for name in names if name != SPOOL),
         complete,
         _PRIORITIES.get(where.priority, "normal") if where is not None else "",
         where.key if where is not None else None,

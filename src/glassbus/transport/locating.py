@@ -1,14 +1,19 @@
-"""Where single messages are among the queues of a process: what a store in memory tells of them."""
+"""Where single messages are: among the queues of a process, and what several stores tell of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
 
+import msgspec
+
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
 from glassbus.transport import Located, Whereabouts
 from glassbus.transport.queue import Queue
+
+#: The one subscription of a spool's store; its dead letters are shown under it.
+SPOOL = "(spool)"
 
 
 def locate(queues: Iterable[Queue], message_id: str, wall: float, monotonic: float) -> Whereabouts | None:
@@ -33,6 +38,25 @@ def ids_like(queues: Iterable[Queue], beginning: str) -> list[str]:
         envelope.id for queue in queues for envelope, _ in _all(queue, 0.0, 0.0) if envelope.id.startswith(beginning)
     }
     return sorted(found)
+
+
+def together(found: Iterable[tuple[str, Whereabouts | None]]) -> Whereabouts | None:
+    """One answer of several: of spools, and last of the broker that they are before. Each comes with what the ids of
+    its dead letters begin with here."""
+    whole: Whereabouts | None = None
+    deliveries: list[Located] = []
+    for mark, where in found:
+        if where is None:
+            continue
+        whole = where
+        for one in where.deliveries:
+            letter = f"{mark}{one.dead_letter}" if one.dead_letter else ""
+            deliveries.append(msgspec.structs.replace(one, dead_letter=letter))
+    if whole is None:
+        return None
+    if any(one.subscription == SPOOL for one in deliveries):  # where it will go is for the broker to say
+        whole = msgspec.structs.replace(whole, fanout=0, routed=None)
+    return msgspec.structs.replace(whole, deliveries=tuple(deliveries))
 
 
 def _all(queue: Queue, wall: float, monotonic: float) -> Iterator[tuple[Envelope, Located]]:

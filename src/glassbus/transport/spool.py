@@ -54,11 +54,14 @@ from glassbus.transport import (
     DeadLetterFilter,
     DeadLetterRecord,
     Listener,
+    Locates,
     Stored,
     Supervise,
     Supervisor,
     Transport,
+    Whereabouts,
 )
+from glassbus.transport.locating import together
 from glassbus.transport.spoolfile import SPOOL, SpoolFile, take_files, unwrap
 from glassbus.transport.wrapper import TransportWrapper
 
@@ -351,6 +354,15 @@ class SpoolingTransport(TransportWrapper):
             if wanted.id is not None:
                 break
         return found
+
+    async def locate(self, message_id: str, /) -> Whereabouts | None:
+        """In the spool, under its one subscription, or where the broker has it."""
+        sources = [(mark, source) for mark, source in self._sources() if isinstance(source, Locates)]
+        return together([(mark, await source.locate(message_id)) for mark, source in sources])
+
+    async def ids_like(self, beginning: str, limit: int, /) -> list[str]:
+        sources = [source for _, source in self._sources() if isinstance(source, Locates)]
+        return sorted({one for source in sources for one in await source.ids_like(beginning, limit)})[:limit]
 
     async def replay(self, ids: Sequence[str], /) -> list[DeadLetterRecord]:
         moved = await self._on_each(ids, lambda source, own: source.replay(own))

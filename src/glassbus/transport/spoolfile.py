@@ -25,11 +25,10 @@ from glassbus.facts import Delivery, Fact, TransportFailed, TransportRecovered
 from glassbus.message import Envelope
 from glassbus.policy.delivery import Decision, State
 from glassbus.transport import Hold, Stored, SubscriptionSpec
+from glassbus.transport.locating import SPOOL as SPOOL
 from glassbus.transport.sqlite import SqliteTransport
 from glassbus.transport.sqlite.books import Held
 
-#: The one subscription of a spool's store; dead letters of the spool are shown under it.
-SPOOL = "(spool)"
 #: Carries what the spool's own order must not see: priority, key, times and whether to remember the id.
 _HEADER = "glassbus-spool"
 _ENDLESS = 2**31
@@ -265,6 +264,11 @@ def take_files(folder: str, bus: str, clock: Clock) -> list[SpoolFile]:
             raise StoreReadOnly(f"no spool can be kept in {folder}: {error.strerror}; make it writable") from error
         raise TransportError(f"no spool can be kept in {folder}: {error.strerror}") from error
     return [SpoolFile(place / f"spool-{bus}-{number}.db", lock, clock) for number, lock in taken]
+
+
+def spooled_files(folder: Path) -> list[Path]:
+    """The spool files of every bus in `folder`, whoever has them."""
+    return sorted(path for path in folder.glob("spool-*.db") if re.fullmatch(r"spool-.+-\d+\.db", path.name))
 
 
 def _lock_path(place: Path, bus: str, number: int) -> Path:
