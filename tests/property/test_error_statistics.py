@@ -217,6 +217,7 @@ def test_whatever_is_given_becomes_plain_bounded_json(value: Any) -> None:
 
 
 @given(anything, anything, anything, anything, anything)
+@example({"lone \ud800": None}, None, None, None, None)
 def test_whatever_a_report_is_made_of_it_can_be_written_and_read(a: Any, b: Any, c: Any, d: Any, e: Any) -> None:
     given_report = ErrorReport(
         error_id=a,

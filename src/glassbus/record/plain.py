@@ -81,7 +81,9 @@ def _is_plain(context: object) -> bool:
     if type(context) is not dict or len(context) > _ITEMS_MAX:
         return False
     for name, value in context.items():
-        if type(name) is not str or type(value) not in _ATOMS or plain(value) != value or len(name) > 100:
+        if type(name) is not str or type(value) not in _ATOMS or plain(value) != value:
+            return False
+        if len(name) > 100 or not (name.isascii() or text(name) == name):
             return False
     return True
 
