@@ -474,3 +474,14 @@ def test_a_child_forked_while_a_thread_was_counting_can_count(source: Any, regis
                 os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_stopped_bus_still_says_that_its_ledger_does_not_balance(
+    make_source: Callable[..., Any], registry: CollectorRegistry
+) -> None:
+    """It may have stopped for that: an alert on it would go out as soon as it was needed."""
+    source = make_source()
+    source.account = Account(accepted=3, handled=1)
+    observer = observe(source, registry=registry)
+    observer.on_fact(BusStopped(at=1.0, bus="default", given_back=0, discarded=0, within_deadline=True))
+    assert Scrape(registry).value("messages_unaccounted") == 2

@@ -6,6 +6,7 @@ the counts of the facts, and the states.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol
 
+from glassbus.errors import GlassbusError
 from glassbus.facts import Delivery
 from glassbus.record.tally import Buckets
 from glassbus.recovery.guard import BreakerView
@@ -120,7 +122,7 @@ class Scrape:
         for part in _PARTS:
             time.sleep(0)  # let other threads run
             if scraped.stopped and part is _read_store:
-                continue  # a closed store has nothing to say
+                part = _read_closed_store  # in its place
             try:
                 part(self, bus, scraped, source)
             except Exception:  # noqa: BLE001 - the store may be down, and the rest of the scrape shows it
@@ -277,6 +279,12 @@ def _read_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> N
     free = source.disk_free_bytes()
     if free is not None:
         scrape.add("disk_free_bytes", (bus,), free)
+
+
+def _read_closed_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    """A closed store has nothing to say, but for this: it may be why the bus stopped, and somebody must know."""
+    with contextlib.suppress(GlassbusError, OSError):  # it may be able to tell nothing once it is closed
+        scrape.add("messages_unaccounted", (bus,), source.ledger().unaccounted)
 
 
 def _age(now: float, since: float) -> float:
