@@ -17,7 +17,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 #: Seconds within which a server must be ready, or be gone.
-READY_S = 30.0
+READY_S = 60.0
 
 
 def need(name: str) -> str:

@@ -484,6 +484,7 @@ class Proxy:
         self._speaks = asyncio.Event()
         self._speaks.set()
         self._server: asyncio.Server
+        self._all: list[asyncio.StreamWriter] = []
         self._writers: set[asyncio.StreamWriter] = set()
         self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -496,11 +497,12 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        self.drop()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)  # closed sockets are let go of by the loop
+        for writer in self._all:
+            writer.transport.abort()  # and nobody is waited for who does not read
+        await asyncio.gather(*(writer.wait_closed() for writer in self._all), return_exceptions=True)
 
     def deafen(self, deaf: bool) -> None:
         (self._hears.clear if deaf else self._hears.set)()
@@ -524,7 +526,13 @@ class Proxy:
         self._writers.clear()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._tasks.add(serving)
+        serving.add_done_callback(self._tasks.discard)
+        self._all.append(writer)
         upstream, sink = await asyncio.open_connection("127.0.0.1", self._to)
+        self._all.append(sink)
         self._writers |= {writer, sink}
         self._clients.add(writer)
         for source, target, gate in ((reader, sink, self._speaks), (upstream, writer, self._hears)):
@@ -883,6 +891,10 @@ def test_an_old_server_is_refused_with_its_version_and_the_one_needed() -> None:
         writer.write(f"INFO {json.dumps(info)}\r\nPONG\r\n".encode())
         await _reader.read()
         writer.close()
+        await writer.wait_closed()
+        served.set()
+
+    served = asyncio.Event()
 
     async def scenario() -> None:
         old = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -890,7 +902,7 @@ def test_an_old_server_is_refused_with_its_version_and_the_one_needed() -> None:
         with pytest.raises(ConfigurationError, match=r"2\.10\.7.*2\.12\.0"):
             await transport(f"nats://127.0.0.1:{port}/x").open(Ears())
         old.close()
-        await asyncio.sleep(0.01)
+        await asyncio.wait_for(served.wait(), SOON_S)
 
     asyncio.run(scenario())
 

@@ -13,7 +13,7 @@ from glassbus.errors import ConfigurationError
 from glassbus.faults.proxy import FaultyProxy, on_thread
 
 #: Real seconds: more than anything here takes, and a bound on what must not come.
-SOON_S = 10.0
+SOON_S = 30.0
 SILENCE_S = 0.2
 
 

@@ -60,7 +60,7 @@ POISON = textwrap.dedent(
         async with bus:
             if "publish" in sys.argv:
                 await bus.publish_many([("jobs", "poison" if n == 3 else n) for n in range(8)])
-            await bus.drain(timeout=30)
+            await bus.drain(timeout=60)
 
     asyncio.run(main(sys.argv[1], int(sys.argv[2])))
     """
@@ -73,7 +73,7 @@ def test_a_message_that_kills_its_process_is_dead_lettered_after_exactly_max_att
     handled: list[str] = []
     for start in range(attempts + 3):
         arguments = [sys.executable, "-c", POISON, str(store), str(attempts), *(["publish"] if start == 0 else [])]
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
         handled += done.stdout.split()
         if done.returncode == 0:
             break

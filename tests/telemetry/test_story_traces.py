@@ -162,7 +162,7 @@ def test_without_anybody_who_records_traces_none_is_named(tmp_path: Path) -> Non
 
         async with bus:
             await bus.publish("orders.created", 1, message_id="m-1")
-            await bus.drain(10.0)
+            await bus.drain(60.0)
             assert "trace_id" not in (await bus.dead_letters.list())[0].report.context
             return await bus.explain("m-1")
 
@@ -188,9 +188,9 @@ def test_a_dead_letter_that_no_handler_failed_has_no_failure_to_link_to(spans: A
                 await bus.publish("orders.created", message_id=f"m-{number}", priority=priority)
             (letter,) = await bus.dead_letters.list()
             await bus.resume("charge")
-            await bus.drain(10.0)
+            await bus.drain(60.0)
             await bus.dead_letters.replay(letter.id)
-            await bus.drain(10.0)
+            await bus.drain(60.0)
             return await bus.explain("m-0")
 
     story = asyncio.run(run())

@@ -47,7 +47,7 @@ def make_store(path: Path, messages: Iterable[Outgoing] = ()) -> str:
 
         async with bus:
             await bus.publish_many(messages)
-            await bus.drain(5.0)
+            await bus.drain(60.0)
 
     asyncio.run(run())
     return url_of(path)
@@ -69,7 +69,7 @@ def payloads(url: str) -> list[Any]:
             seen.append(message)
 
         async with bus:
-            await bus.drain(5.0)
+            await bus.drain(60.0)
 
     asyncio.run(run())
     return seen

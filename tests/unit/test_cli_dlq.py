@@ -76,7 +76,7 @@ def test_an_error_of_our_own_is_found_and_told_by_its_bare_name(glassbus: Comman
 
         async with bus:
             await bus.publish("orders.created", "text")
-            await bus.drain(5.0)
+            await bus.drain(60.0)
 
     asyncio.run(run())
     assert len(ids(glassbus, url, "--exception-type", "PayloadUndecodable")) == 1

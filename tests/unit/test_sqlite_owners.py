@@ -102,7 +102,7 @@ def test_a_stopped_process_loses_its_lease_and_its_settlement_is_void(
     """SIGSTOP keeps the lock: only the lease tells. When it goes on, it finds itself expelled."""
 
     async def scenario() -> None:
-        desk = await Desk(path, SystemClock(), lease_s=0.6).open()
+        desk = await Desk(path, SystemClock()).open()
         await desk.declare()
         await desk.publish(b"one")
         # The child renews every 10 s for 30 s: its lease is shortened behind its back.
@@ -468,7 +468,7 @@ def test_a_loop_that_ends_without_close_gives_back_too(path: Path) -> None:
 
     desks: list[Desk] = []
     asyncio.run(unclosed())
-    desks[0].transport._writer.join(10.0)
+    desks[0].transport._writer.join(60.0)
     assert peek(path, "SELECT count(*) FROM owners") == [(0,)]
     assert peek(path, "SELECT ready, in_flight FROM subscriptions") == [(1, 0)]
     assert peek(path, "SELECT attempt FROM deliveries") == [(0,)]
