@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from glassbus import ErrorCategory, ErrorSeverity, KillSwitch, Message, MessageBus, Retry
 from glassbus.telemetry import configure, exposition, observe
+from glassbus.telemetry.around import around
+from glassbus.telemetry.owntime import STRIDE, OwnTime
 from tests.telemetry.test_governor import size_of
 
 FAILURES = 60
@@ -41,6 +43,67 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     found = registry.get_sample_value(f"glassbus_{name}", {"bus": "default", **labels})
     assert found is not None, name
     return found
+
+
+class Ticking:
+    """A CPU clock that takes half a microsecond to read."""
+
+    def __init__(self) -> None:
+        self.now = 1.0
+
+    def __call__(self) -> float:
+        self.now += 0.5e-6
+        return self.now
+
+
+def run(own: OwnTime, clock: Ticking, took_s: float, times: int = 1) -> None:
+    for _ in range(times):
+        began = own.begin()
+        clock.now += took_s
+        own.end(began)
+
+
+@pytest.mark.parametrize(("times", "within"), [(1, 0.01), (16, 0.01), (17, 0.01), (500, 0.05), (10_000, 0.01)])
+def test_a_sample_tells_of_all_and_the_clock_itself_is_not_in_it(times: int, within: float) -> None:
+    clock = Ticking()
+    own = OwnTime(clock)
+    run(own, clock, 5e-6, times)
+    assert own.seconds == pytest.approx(times * 5e-6, rel=within)
+
+
+def test_a_sample_does_not_keep_step_with_what_comes_in_turn() -> None:
+    """A publish, a scope, its end, a failure: each takes another time."""
+    for turn in ((1e-6, 9e-6), (1e-6, 2e-6, 9e-6), (1e-6, 2e-6, 3e-6, 20e-6)):
+        clock = Ticking()
+        own = OwnTime(clock)
+        for _ in range(5_000):
+            for took_s in turn:
+                run(own, clock, took_s)
+        assert own.seconds == pytest.approx(5_000 * sum(turn), rel=0.02)
+
+
+def test_what_met_the_garbage_collector_stands_for_no_other() -> None:
+    clock = Ticking()
+    own = OwnTime(clock)
+    run(own, clock, 5e-6, 1_000)
+    before = own.seconds
+    run(own, clock, 0.040, STRIDE)  # one of them is timed
+    assert 0.039 < own.seconds - before < 0.041
+
+
+def test_what_became_slow_is_told_in_full() -> None:
+    """A redaction that took 5 us, and from now on takes 100."""
+    clock = Ticking()
+    own = OwnTime(clock)
+    run(own, clock, 5e-6, 1_000)
+    before = own.seconds
+    run(own, clock, 100e-6, 10_000)
+    assert own.seconds - before == pytest.approx(1.0, rel=0.02)
+
+
+def test_what_the_core_does_for_telemetry_is_measured_once() -> None:
+    assert around() is around()
+    assert all(0 < each_s < 0.001 for each_s in around())
 
 
 def test_time_that_showing_facts_and_making_spans_takes_is_told(no_global_provider: None) -> None:

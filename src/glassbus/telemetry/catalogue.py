@@ -331,7 +331,7 @@ METRICS: tuple[Metric, ...] = (
         "telemetry_seconds_total",
         "counter",
         "CPU time spent on showing facts, sampled publishes and sampled attempts (from a sample), on scrapes, and on "
-        "making and exporting spans (in queues of ours). Counting what goes well is not in it.",
+        "making and exporting spans (in queues of ours). What goes well is counted, and garbage collected, beside it.",
         {"signal": ("facts", "scrape", "export")},
         "telemetry",
     ),

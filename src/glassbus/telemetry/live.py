@@ -13,6 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, get_current_span, set_span_in_context
 
 from glassbus.facts import Delivery
+from glassbus.telemetry.around import Around
 from glassbus.telemetry.attempts import AttemptSpans
 from glassbus.telemetry.light import LightSpan
 from glassbus.telemetry.outlet import Outlet
@@ -45,7 +46,7 @@ class Live:
     def __enter__(self) -> None:
         self._token = otel_context.attach(set_span_in_context(self.span))
         if self._began and self._thread == get_ident():  # not where a plain handler runs on a thread of its own
-            self._attempts.own_time.end(self._began)
+            self._attempts.own_time.end(self._began, self._attempts.around.scope_s)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,17 +80,19 @@ class LiveAttempts:
         wall: Callable[[], float],
         told: Callable[[Delivery, float, float], None],
         own_time: OwnTime,
+        around: Around = Around(),  # noqa: B008 - it cannot be changed
     ) -> None:
         self._spans = spans
         self._told = told
         self._lineage = lineage
         self._wall = wall
         self.own_time = own_time
+        self.around = around
         self._open: dict[Delivery, Live] = {}
         self._slimmed: tuple[Delivery, Delivery] | None = None
 
-    def begin(self, delivery: Delivery, outlet: Outlet) -> Live:
-        began = self.own_time.begin()
+    def begin(self, delivery: Delivery, outlet: Outlet, began: float) -> Live:
+        """`began`: see `OwnTime.begin`."""
         hint = self._lineage.hint(delivery)
         start_ns = ns(delivery.started_at or self._wall())
         span = outlet.start(

@@ -126,7 +126,8 @@ class TelemetryObserver:
             self.records.show(fact, None)
         else:
             self._show(fact)
-        self._own_time.end(began)
+        around = self.tracing.around
+        self._own_time.end(began, around.publish_s if kind is MessagePublished else around.fact_s)
 
     def _show(self, fact: Fact) -> None:
         failure = failure_of(fact)

@@ -18,6 +18,7 @@ from glassbus import facts as f
 from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE
 from glassbus.record.failures import Failure
+from glassbus.telemetry.around import around
 from glassbus.telemetry.attempts import AttemptSpans
 from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.light import LightSpan
@@ -90,7 +91,8 @@ class Tracing:
         self._publishing: dict[str, int] = {}
         self._attempts = AttemptSpans(writer, lineage)
         self.own_time = OwnTime()
-        self._live = LiveAttempts(self._attempts, lineage, wall, succeeded, self.own_time)
+        self.around = around()
+        self._live = LiveAttempts(self._attempts, lineage, wall, succeeded, self.own_time, self.around)
         self._muted: f.Delivery | None = None
         # The span of the publish that the last fact told of.
         self._publish: Place | None = None
@@ -146,7 +148,7 @@ class Tracing:
         if bound is None and not outlet.samples(trace_id, None):
             return
         headers[TRACEPARENT] = f"00-{trace_id:032x}-{new_span_id():016x}-01"
-        self.own_time.end(began)
+        self.own_time.end(began, self.around.header_s)
 
     def _continue(self, headers: dict[str, str], outlet: Outlet, parent: Place, context: SpanContext) -> None:
         if not outlet.samples(parent.trace_id, context):
@@ -167,19 +169,21 @@ class Tracing:
         first = work.attempt == 1 and not work.replays
         if first and (not headers or TRACEPARENT not in headers):
             return NO_SCOPE
+        began = self.own_time.begin()
         outlet = self.outlet
         if not outlet.recording or (first and not self.lineage.origin(work).sampled):
             return NO_SCOPE
-        return self._live.begin(work, outlet)
+        return self._live.begin(work, outlet, began)
 
     def scope_among_strangers(self, work: f.Delivery, /) -> AbstractContextManager[None]:
         """As `scope`, for a bus with untrusted topics: whether their messages are sampled is decided here."""
         if work.attempt > 1 or work.replays or not self.lineage.from_stranger(work.envelope):
             return self.scope(work)
+        began = self.own_time.begin()
         outlet = self.outlet
         if not outlet.recording or not _samples_root(outlet, self.lineage.origin(work).trace_id):
             return NO_SCOPE
-        return self._live.begin(work, outlet)
+        return self._live.begin(work, outlet, began)
 
     # Facts
 
