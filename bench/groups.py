@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import blocking, bus, durable, failing, peers, startup, targets, telemetry
+from bench import blocking, bus, durable, failing, peers, scrape, startup, targets, telemetry
 from bench.rows import Group, Row
 
 GROUPS = (
@@ -69,6 +69,14 @@ GROUPS = (
         targets.MEASURED,
         telemetry.SELF_COST,
         (targets.SAID,),
+    ),
+    Group(
+        "scrape",
+        f"One scrape of {scrape.SUBSCRIPTIONS} subscriptions",
+        "CPU ms",
+        targets.BY_THE_CLIENT,
+        scrape.ROWS,
+        ("longest gap ms", "lines"),
     ),
     Group("startup", "Start of an interpreter", "ms", startup.BARE, startup.ROWS, ("RSS MB",)),
 )
