@@ -118,7 +118,7 @@ def _numbers(value: float | Histogram) -> tuple[str, ...]:
     if not isinstance(value, tuple):
         return (_number(value),)
     _, counts, total = value
-    running = [_number(count) for count in accumulate(counts)]
+    running = [_WHOLE[count] if count < 1000 else go(count) for count in accumulate(counts)]
     return (*running, running[-1], _number(total))
 
 
