@@ -141,6 +141,8 @@ def decide(
     `uniform` gives chance in [0, 1).
     """
     match outcome:
+        case Failed():  # by far the most frequent
+            return _after_failure(delivery, outcome, retry, now, uniform, budget, monotonic_now)
         case Handled():
             recovered = _recovery_ended(delivery, "succeeded", now)
             handled = DeliveryHandled(at=now, delivery=delivery, duration_s=outcome.duration_s, late=outcome.late)
@@ -175,8 +177,6 @@ def decide(
             return _dead_letter(
                 delivery, outcome.report, "abandoned", now, delivery.attempt, before, max_attempts=retry.max_attempts
             )
-        case Failed():
-            return _after_failure(delivery, outcome, retry, now, uniform, budget, monotonic_now)
     assert_never(outcome)
 
 

@@ -85,9 +85,13 @@ class RetryBudget:
 
         Tokens may go negative, so that each further retry is postponed behind the last.
         """
-        self.tokens = min(self._cap, self.tokens + max(0.0, now - self._at) * self._per_second)
+        tokens = self.tokens
+        if now > self._at:
+            tokens += (now - self._at) * self._per_second
+        if tokens > self._cap:
+            tokens = self._cap
         self._at = now
-        self.tokens -= 1
+        self.tokens = tokens - 1
         if self.tokens >= 0:
             return 0.0
         return min(60.0, -self.tokens / self._per_second) if self._per_second > 0 else 60.0

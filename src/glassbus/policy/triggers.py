@@ -244,7 +244,12 @@ class Triggers:
     def concerned(self, fact: Fact) -> bool:
         """Whether `alarms` or `healed` may find anything: cheap, for most failures ask for nobody."""
         kind = type(fact)
-        return kind in self._healings or any(row.when(fact) for row in self._triggers.get(kind, ()))
+        if kind in self._healings:
+            return True
+        for row in self._triggers.get(kind, ()):  # noqa: SIM110 - a generator costs more than the look itself
+            if row.when(fact):
+                return True
+        return False
 
     def alarms(self, fact: Fact) -> list[Alarm]:
         found = []
