@@ -64,6 +64,10 @@ class JsonCodec:
                 )
         return body
 
+    def bare_decoder(self, kind: Any, /) -> Callable[[bytes], Any] | None:
+        """As `decoder`, but it raises what it likes; None where code of a user's may run in it."""
+        return None if hasattr(kind, "model_validate_json") else msgspec.json.Decoder(kind).decode
+
     def decoder(self, kind: Any, /) -> Callable[[bytes], Any]:
         # A pydantic model decodes itself; everything else is msgspec's.
         decode = getattr(kind, "model_validate_json", None) or msgspec.json.Decoder(kind).decode

@@ -27,6 +27,7 @@ from glassbus.facts import Delivery
 from glassbus.message import Envelope, Message, Priority
 
 _PRIORITIES = tuple(Priority)
+_UNREAD: Any = object()
 _NOT_STARTED = object()  # None is what a bare yield waits for
 _Inbox = queue.SimpleQueue[Callable[[], None] | None]
 
@@ -50,6 +51,8 @@ class Handler:
         self._codecs = codecs
         known: tuple[Codec, ...] = (JSON, RAW, *codecs)
         self._decoders = {codec.name: _decoder(codec, self.kind) for codec in known}
+        bare = JSON.bare_decoder(self.kind)
+        self._bare = {} if bare is None else {JSON.name: bare}
         #: Told of a payload that only another codec than the declared one could read, and which.
         self.fell_back: Callable[[Envelope, str], None] = _nobody
 
@@ -64,11 +67,12 @@ class Handler:
 
     def argument(self, envelope: Envelope) -> Any:
         """What to call the handler with. Raises PayloadUndecodable."""
-        decode = self._decoders.get(envelope.codec) or self._further_decoder(envelope.codec)
         try:
-            payload = decode(envelope.body)
-        except PayloadUndecodable as error:
-            payload = self._fall_back(envelope, error)
+            payload = self._bare[envelope.codec](envelope.body)
+        except Exception:  # noqa: BLE001 - what is wrong, or is not there, is found out again, with care
+            payload = _UNREAD
+        if payload is _UNREAD:
+            payload = self._decode(envelope)
         if not self.wants_message:
             return payload
         return Message(
@@ -80,6 +84,13 @@ class Handler:
             envelope.key,
             envelope.published_at,
         )
+
+    def _decode(self, envelope: Envelope) -> Any:
+        decode = self._decoders.get(envelope.codec) or self._further_decoder(envelope.codec)
+        try:
+            return decode(envelope.body)
+        except PayloadUndecodable as error:
+            return self._fall_back(envelope, error)
 
     def _further_decoder(self, name: str) -> Callable[[bytes], Any]:
         """For a codec that is not on the list. It may be one that Glassbus can read all the same."""

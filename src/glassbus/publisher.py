@@ -161,22 +161,19 @@ class Publisher:
     def stored(self, envelope: Envelope, outcome: Stored, duration_s: float) -> None:
         """Count a message that the store took, and state what somebody asked to see."""
         tally = self._topics.get(envelope.topic) or self._tally(envelope.topic)
-        if outcome.spooled is not None and not outcome.duplicate:
-            self._hub.state(
-                MessageSpooled(at=self._wall(), envelope=envelope, destination=tally.destination, duration_s=duration_s)
-            )
-            return
-        if outcome.duplicate or not outcome.subscriptions:
-            kind = DuplicateRecognised if outcome.duplicate else MessageUnrouted
+        if outcome.duplicate or outcome.spooled is not None or not outcome.subscriptions:
+            kind = DuplicateRecognised if outcome.duplicate else MessageSpooled if outcome.spooled else MessageUnrouted
             self._hub.state(
                 kind(at=self._wall(), envelope=envelope, destination=tally.destination, duration_s=duration_s)
             )
             return
         tally.accepted += 1
         tally.duration.observe(duration_s)
-        sampled = envelope.headers and envelope.headers.get("traceparent", "").endswith("1")
-        if self._hub.shows_happy or (sampled and self._sampling):
-            self._state_published(envelope, outcome, tally.destination, duration_s, bool(sampled))
+        headers = envelope.headers
+        if headers or self._hub.shows_happy:
+            sampled = headers.get("traceparent", "").endswith("1")
+            if self._hub.shows_happy or (sampled and self._sampling):
+                self._state_published(envelope, outcome, tally.destination, duration_s, sampled)
 
     def _tally(self, topic: str) -> PublishTally:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""

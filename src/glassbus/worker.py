@@ -65,6 +65,7 @@ SETTINGS = "settings"
 #: How long a slot may go on without letting the loop turn, in seconds.
 _TURN_S = 0.005
 _enter = current_delivery.set
+_DONE = object()  # None is what a bare yield waits for
 
 
 class Worker:
@@ -257,8 +258,10 @@ class Worker:
 
     async def _serve(self, slot: Slot) -> None:
         """Claim, handle, settle, one delivery after the other, until the worker stops."""
-        claim_now, claim, settle = self._transport.claim_now, self._transport.claim, self._transport.settle
-        name, gate, hub, monotonic, deadlines = self.name, self.gate, self._hub, self._monotonic, self._deadlines
+        claim_now, claim = self._transport.claim_now, self._transport.claim
+        handled_now, settle = self._transport.handled_now, self._transport.settle
+        name, gate, hub, deadlines, tallies = self.name, self.gate, self._hub, self._deadlines, self.tallies
+        monotonic, wall, base = self._monotonic, self._wall, self._context
         yield_at = 0.0
         while slot.open:
             if gate.shut:
@@ -268,26 +271,26 @@ class Worker:
             if delivery is None:
                 delivery = await claim(name)
                 yield_at = monotonic() + _TURN_S
-            if (gate.guarded or delivery.attempt != 1) and not self._admit(slot, delivery):
+            envelope, attempt = delivery.envelope, delivery.attempt
+            if (gate.guarded or attempt != 1) and not self._admit(slot, delivery):
                 continue
             slot.started = now = monotonic()
-            slot.deadline = now + self._own_timeout_s
+            slot.deadline = deadline = now + self._own_timeout_s
             slot.delivery = delivery
-            if slot.deadline < deadlines.at:
-                deadlines.watch(slot.deadline)
+            if deadline < deadlines.at:
+                deadlines.watch(deadline)
             try:
-                argument = self._argument(delivery.envelope)
-                context = self._context.copy()
+                argument = self._argument(envelope)
+                context = base.copy()
                 context.run(_enter, delivery)
-                scope = hub.scope(delivery) if hub.scopes and (hub.scopes_plain or _is_told(delivery)) else NO_SCOPE
+                # Nearly every delivery is plain: a first attempt of a message without headers.
+                asked = hub.scopes and (hub.scopes_plain or envelope.headers or attempt != 1 or delivery.replays)
+                scope = hub.scope(delivery) if asked else NO_SCOPE
                 if scope is NO_SCOPE and self._simple:
                     coroutine = self._function(argument)
                     # A handler that waits for nothing is done after one step.
-                    try:
-                        waits_for = context.run(coroutine.send, None)
-                    except StopIteration:
-                        pass
-                    else:
+                    waits_for = context.run(next, coroutine.__await__(), _DONE)
+                    if waits_for is not _DONE:
                         await in_context(coroutine, context, waits_for)
                 else:
                     await self._handle(delivery, argument, context, scope)
@@ -299,13 +302,21 @@ class Worker:
                         self.own_failure(own)
                     raise
             else:
-                if slot.touched or delivery.attempt != 1 or hub.shows_happy:
+                if slot.touched or attempt != 1 or hub.shows_happy:
                     self._returned(slot, delivery)
                 else:
-                    tally = self.tallies.get(delivery.destination) or self.tally(delivery.destination)
-                    tally.duration.observe(monotonic() - now)
+                    tally = tallies.get(delivery.destination) or self.tally(delivery.destination)
+                    duration_s = monotonic() - now
                     self._quiet += 1
-                    settle(delivery, HANDLED, self._recorded)
+                    if handled_now(delivery):
+                        tally.handled += 1
+                        tally.duration.observe(duration_s)
+                        tally.age.observe(wall() - envelope.published_at)
+                        if self.on_settled:
+                            self._tell_settled()
+                    else:
+                        tally.duration.observe(duration_s)
+                        settle(delivery, HANDLED, self._recorded)
             finally:
                 slot.delivery = None
                 if slot.touched:
@@ -563,11 +574,6 @@ class Worker:
         if slot.delivery is not None and not slot.released:
             slot.released = slot.touched = True
             self._settle(slot.delivery, outcome)
-
-
-def _is_told(delivery: Delivery) -> bool:
-    """Whether there is more to a delivery than a first attempt of a message without headers."""
-    return bool(delivery.envelope.headers or delivery.attempt != 1 or delivery.replays)
 
 
 async def _scoped(

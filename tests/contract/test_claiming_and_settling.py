@@ -55,6 +55,22 @@ def test_claim_now_takes_what_is_there_or_nothing(store: Store) -> None:
     store.run(scenario)
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+def test_handled_now_records_or_does_nothing(store: Store, key: str | None) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.declare()
+        await desk.publish(b"1", key=key)
+        delivery = await desk.claim()
+        recorded = desk.transport.handled_now(delivery)
+        assert (desk.account().in_flight, desk.account().handled) == ((0, 1) if recorded else (1, 0))
+        # It is settled once, whoever settles it first.
+        assert await desk.handled(delivery) is not recorded
+        assert not desk.transport.handled_now(delivery)
+        assert (desk.account().in_flight, desk.account().handled) == (0, 1)
+
+    store.run(scenario)
+
+
 def test_publish_now_stores_or_does_nothing(store: Store) -> None:
     async def scenario(desk: Desk) -> None:
         await desk.declare(capacity=2)

@@ -374,7 +374,7 @@ def test_nothing_of_it_is_in_the_way_before_and_after(
     run_virtual(scenario)
 
 
-OWN = {"claim", "claim_now", "close", "flush", "probe", "publish", "publish_now", "settle"}
+OWN = {"claim", "claim_now", "close", "flush", "handled_now", "probe", "publish", "publish_now", "settle"}
 
 
 @pytest.mark.parametrize("url", ["memory://", "sqlite:///x.db"])

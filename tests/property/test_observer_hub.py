@@ -25,7 +25,6 @@ from glassbus.facts import (
 from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS, NO_SCOPE, Hub, Observer
 from glassbus.testing import RecordingObserver
-from glassbus.worker import _is_told
 
 FACT = SubscriptionPaused(at=1.0, subscription="s")
 WORK = Delivery(Envelope("m", "t", b"", "json", {}), "s", "t", 1)
@@ -360,14 +359,6 @@ def test_an_observer_that_scopes_nothing_plain_is_asked_only_about_the_rest() ->
     assert hub.scopes_plain  # one that says nothing is asked about all
     hub.remove(asked)
     assert not hub.scopes_plain
-
-
-@pytest.mark.parametrize("told", [{"headers": {"a": "1"}}, {"attempt": 2}, {"replays": 1}])
-def test_a_delivery_with_more_to_it_is_shown_to_every_scope(told: dict[str, Any]) -> None:
-    headers = told.pop("headers", {})
-    delivery = Delivery(Envelope("m", "t", b"", "json", headers), "s", "t", **{"attempt": 1, **told})
-    assert _is_told(delivery)
-    assert not _is_told(WORK)
 
 
 def test_observers_make_the_context_of_handlers_ready_and_may_fail_at_it() -> None:

@@ -131,6 +131,10 @@ class FaultyTransport:
 
     # Settlements: handed over, never refused
 
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        """As `publish_now`."""
+        return not self._upon("settle") and not self._failing and self.real.handled_now(delivery)
+
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         for injection in self._upon("settle"):
             if injection.strikes():

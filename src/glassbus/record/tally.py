@@ -9,6 +9,7 @@ are facts.
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 
 #: Upper bounds in seconds for handlers and publishes: from well under a millisecond to a minute.
 DURATION_BOUNDS: tuple[float, ...] = (
@@ -23,16 +24,26 @@ AGE_BOUNDS: tuple[float, ...] = (
 class Buckets:
     """A histogram. `counts[i]` is of values in (bounds[i-1], bounds[i]]; the last is the rest, `total` the sum."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_above", "_place", "_up_to", "bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...] = DURATION_BOUNDS) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+        self._find(0.0)
 
     def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
+        # One value is mostly like the one before it, and a look at its bucket takes a third of a search.
+        if not self._above < value <= self._up_to:
+            self._find(value)
+        self.counts[self._place] += 1
         self.total += value
+
+    def _find(self, value: float) -> None:
+        bounds = self.bounds
+        place = self._place = bisect_left(bounds, value)
+        self._above = bounds[place - 1] if place else -inf
+        self._up_to = bounds[place] if place < len(bounds) else inf
 
     @property
     def count(self) -> int:

@@ -235,6 +235,9 @@ class Transport(Protocol):
         key. When cancelled nothing is claimed, or what was is given back uncharged.
         """
 
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        """Record that `delivery` was handled, if that takes no waiting; False, and nothing done, when `settle` must."""
+
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         """Hand over where `delivery` goes next. Does not block and does not raise.
 

@@ -230,12 +230,14 @@ class MemoryTransport:
         queues, label, outcome = self._routes.get(envelope.topic) or self._route(envelope.topic)
         if envelope.remember or envelope.due_at or envelope.expires_at:
             return None
+        if len(queues) > 1 and any(queue.pending >= queue.limit for queue in queues):
+            return None
         for queue in queues:
-            if queue.pending >= queue.limit:
-                return None
-        for queue in queues:
+            pending = queue.pending
+            if pending >= queue.limit:
+                return None  # the only one, so nothing was done
             queue.accepted += 1
-            queue.pending += 1
+            queue.pending = pending + 1
             queue.ready[envelope.priority].append(Delivery(envelope, queue.name, label, 0, next(self._sequence)))
             if queue.claimers:
                 queue.wake()
@@ -414,10 +416,24 @@ class MemoryTransport:
 
     def claim_now(self, name: str, /) -> Delivery | None:
         queue = self._queues.get(name) or self._queue(name)
-        if not queue.pending or queue.held:
+        pending = queue.pending
+        if not pending or queue.held:
             return None
+        lane = queue.normal
+        if len(lane) != pending:
+            return self._claim_in_turn(queue, queue.turn.order())
         # Nothing but NORMAL waits, nearly always: then it is nobody else's turn.
-        order = _NORMAL_ONLY if len(queue.normal) == queue.pending else queue.turn.order()
+        delivery = lane[0]
+        envelope = delivery.envelope
+        if envelope.expires_at or envelope.key is not None or queue.crowded:
+            return self._claim_in_turn(queue, _NORMAL_ONLY)
+        lane.popleft()
+        queue.pending = pending - 1
+        delivery.attempt += 1
+        queue.in_flight.add(delivery)
+        return delivery
+
+    def _claim_in_turn(self, queue: Queue, order: Sequence[int]) -> Delivery | None:
         for priority in order:
             lane = queue.ready[priority]
             while lane:
@@ -452,6 +468,17 @@ class MemoryTransport:
                 if claimer.done() and not claimer.cancelled():
                     queue.wake()  # the wake-up was meant for somebody who can use it
                 raise
+
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        queue = self._queues.get(delivery.subscription)
+        if queue is None or delivery.envelope.key is not None:
+            return False
+        try:
+            queue.in_flight.remove(delivery)
+        except KeyError:
+            return False
+        queue.handled += 1
+        return True
 
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         queue = self._queues.get(delivery.subscription)

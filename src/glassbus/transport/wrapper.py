@@ -57,6 +57,9 @@ class TransportWrapper:
     async def claim(self, name: str, /) -> Delivery:
         return await self._inner.claim(name)
 
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        return self._inner.handled_now(delivery)
+
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         self._inner.settle(delivery, decision, recorded)
 

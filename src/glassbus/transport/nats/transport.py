@@ -314,6 +314,9 @@ class NatsTransport:
     def _give_back(self, delivery: Delivery) -> None:
         self._put(Settlement(delivery, uncharged(delivery), nobody_asks))
 
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        return False
+
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         if self._process != os.getpid():
             recorded(delivery, decision, False)  # a forked child settles nothing of its parent's

@@ -299,6 +299,9 @@ class SqliteTransport:
         )
         self._put(Settlement(delivery, decision, _nobody_asks))
 
+    def handled_now(self, delivery: Delivery, /) -> bool:
+        return False
+
     def settle(self, delivery: Delivery, decision: Decision, recorded: Recorded, /) -> None:
         if self._process != os.getpid():
             recorded(delivery, decision, False)  # a forked child settles nothing of its parent's
