@@ -925,8 +925,12 @@ class MessageBus:
         found: list[Told] = []
         read = self.clock.on_thread(lambda: found.append(self.journal.told(message_id)))
         await get_running_loop().run_in_executor(None, read)
-        asked = await ask(self._transport, message_id) if self._state == "running" else None
-        story = tell(message_id, found[0], asked, self._wall())
+        told, asked = found[0], None
+        try:
+            asked = await ask(self._transport, message_id) if self._state == "running" else None
+        except TransportError as error:  # a broker that is away: what the journal knows is told all the same
+            told = told._replace(notes=(*told.notes, f"the store could not be asked: {safe_text(error, 300)}"))
+        story = tell(message_id, told, asked, self._wall())
         if story is None:
             raise UnknownMessage(f"nothing is known of a message {shown(message_id)}: {FORGETS}")
         return story

@@ -13,7 +13,7 @@ from journal_kit import START, Kept, delivery, failed, report
 from glassbus import Message, MessageBus, Priority, Retry, UnknownMessage
 from glassbus import facts as f
 from glassbus.cli.storytext import Places, story_text
-from glassbus.errors import ErrorCategory
+from glassbus.errors import EndpointUnreachable, ErrorCategory
 from glassbus.observer import ALL_FACTS
 from glassbus.record.journalfiles import journal_files
 from glassbus.record.reading import JournalReader
@@ -358,5 +358,27 @@ def test_a_running_bus_tells_a_message_in_memory_alone() -> None:
             )  # fmt: skip
             with pytest.raises(UnknownMessage, match="nothing is known of a message 'm-2'"):
                 await bus.explain("m-2")
+
+    run_virtual(scenario)
+
+
+def test_a_store_that_does_not_answer_leaves_what_the_journal_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: Any) -> None:
+        raise EndpointUnreachable("nobody answers")
+
+    async def scenario(clock: VirtualClock) -> None:
+        bus = MessageBus(clock=clock, telemetry=False)
+
+        @bus.subscribe("orders.*", name="charge", retry=Retry(1))
+        async def charge(message: Message[Any]) -> None:
+            raise ValueError("card declined")
+
+        async with bus:
+            await bus.publish("orders.created", 1, message_id="m-1")
+            await bus.drain()
+            monkeypatch.setattr(bus.store, "locate", away)
+            story = await bus.explain("m-1")
+            assert story.deliveries[0].now.source == "journal"
+            assert story.notes == ("the store could not be asked: nobody answers",)
 
     run_virtual(scenario)

@@ -79,7 +79,8 @@ async def opened_store(url: str, *, publish_timeout: float = 5.0, telemetry: boo
 
     existing_store(url)
     # What the commands do they print themselves; the log would say it twice.
-    logging.getLogger("glassbus").addHandler(logging.NullHandler())
+    for name in ("glassbus", "opentelemetry"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
     # A person waits: a broker that is not there is said to be so soon.
     soon = Reconnect(start_timeout=2.0)
     bus = MessageBus(url, telemetry=telemetry, publish_timeout=publish_timeout, reconnect=soon)
