@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,10 +131,10 @@ def test_json_is_what_the_page_says_it_is(glassbus: Command, tmp_path: Path) -> 
 
 def test_an_id_that_nobody_knows_says_why_that_may_be(glassbus: Command, tmp_path: Path) -> None:
     url = make_store(tmp_path / "orders.db", failing("declined"))
-    for unknown in ("nobody", "m-1:charge:0.1:x"):
+    for unknown in ("nobody", "m-1:charge:0.1:x", "", "%", "' OR 1=1 --", "../../etc/passwd"):
         assert glassbus("explain", unknown, "--url", url) == 1
         assert glassbus.out == ""
-        assert f"nothing is known of a message {unknown}" in glassbus.err
+        assert f"nothing is known of a message {unknown} in" in glassbus.err
         assert "one that never failed leaves nothing once it is handled" in glassbus.err
 
 
@@ -241,3 +242,24 @@ def test_what_waits_in_the_spool_of_a_broker_that_is_away_is_found(glassbus: Com
         assert "on orders.created, at 2023-11-14 22:13:20.000 UTC\n" in glassbus.out
     assert "the store could not be asked" in glassbus.out
     assert glassbus("explain", "m-2", "--state-dir", folder) == 1
+
+
+def test_files_that_are_none_of_ours_are_told_of_and_harm_nothing(glassbus: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.jsonl")
+    (folder / "link.jsonl").symlink_to("/etc/passwd")
+    (folder / "noise.jsonl").write_bytes(bytes(range(256)) * 1000)
+    assert glassbus("explain", "nobody", "--state-dir", tmp_path) == 1
+    assert "files could not be read" in glassbus.err
+    assert "torn lines were passed over" in glassbus.err
+
+
+def test_a_terminal_without_the_characters_gets_others(tmp_path: Path) -> None:
+    make_store(tmp_path / "orders.db", failing("declined"))
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys; from glassbus.cli import main; sys.exit(main())", "explain", "m-1",
+         "--state-dir", str(tmp_path / "orders.db.state")],
+        capture_output=True, timeout=60, check=True, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert b"attempt 1 of 1  ? failed" in told.stdout

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 
 from glassbus.config import redact
 from glassbus.errors import GlassbusError, safe_text
@@ -43,6 +44,9 @@ _BROKEN_PIPE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what it has no character for must not end the command
+            stream.reconfigure(errors="replace")
     try:
         status = _dispatch(words)
         sys.stdout.flush()

@@ -84,16 +84,17 @@ def explain(arguments: argparse.Namespace) -> int:
         raise CommandError(
             f"--jaeger takes a URL, such as http://localhost:16686, not {shortened(arguments.jaeger, 80)}"
         )
-    story = _story(source, wanted, arguments.jaeger)
+    unread: list[str] = []
+    story = _story(source, wanted, arguments.jaeger, unread)
     if story is None:
         meant = _meant(source, wanted)
         if len(meant) != 1:
-            _say_no(source, wanted, meant)
+            _say_no(source, wanted, meant, unread)
             return EXIT_NO
         print(f"{printable(wanted, 100)}: found {printable(meant[0])}", file=sys.stderr)
-        story = _story(source, meant[0], arguments.jaeger)
+        story = _story(source, meant[0], arguments.jaeger, unread)
         if story is None:  # it went between the two looks
-            _say_no(source, wanted, [])
+            _say_no(source, wanted, [], unread)
             return EXIT_NO
     if arguments.json:
         print_json(story.to_dict())
@@ -102,7 +103,7 @@ def explain(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _say_no(source: _Source, wanted: str, found: list[str]) -> None:
+def _say_no(source: _Source, wanted: str, found: list[str], unread: list[str]) -> None:
     if len(found) > 1:
         more = " or more" if len(found) >= _LISTED_MAX else ""
         print(f"{printable(wanted, 100)} begins the ids of {len(found)}{more} messages:", file=sys.stderr)
@@ -114,6 +115,8 @@ def _say_no(source: _Source, wanted: str, found: list[str]) -> None:
         f"Either its id or the store is another, or it is forgotten: {FORGETS}.",
         file=sys.stderr,
     )
+    for note in unread:
+        print(f"note: {printable(note)}", file=sys.stderr)
     if source.journal is None:
         print("This store has no journal beside it: --state-dir names that of its services.", file=sys.stderr)
 
@@ -150,8 +153,9 @@ def _places(arguments: argparse.Namespace) -> Places:
     return Places(store, journal)
 
 
-def _story(source: _Source, message_id: str, jaeger: str) -> Story | None:
-    """Raises CommandError when nothing is known and the store could not be asked."""
+def _story(source: _Source, message_id: str, jaeger: str, unread: list[str]) -> Story | None:
+    """What is known; None, and in `unread` what of the journal cannot be read. Raises CommandError when nothing is
+    known and the store could not be asked."""
     told = Told([], [], [])
     if source.journal is not None:
         told = told_by(JournalReader(source.journal), message_id)
@@ -167,6 +171,8 @@ def _story(source: _Source, message_id: str, jaeger: str) -> Story | None:
     if source.store is None and spooled is None:
         notes = (*notes, "no store was asked where it is now: --url names it")
     story = tell(message_id, told._replace(notes=notes), asked, time.time(), traces_at=jaeger)
+    if story is None:
+        unread[:] = told.notes
     if story is None and troubles:
         raise CommandError(f"the journal tells nothing of it, and {troubles[0]}")
     return story

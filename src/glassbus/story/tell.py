@@ -50,7 +50,7 @@ def tell(message_id: str, told: Told, asked: Asked | None, now: float, *, traces
     `traces_at` is where traces can be seen, such as http://localhost:16686: for links.
     """
     where = asked.where if asked is not None else None
-    if not told.entries and where is None:
+    if not message_id or (not told.entries and where is None):  # entries of no message are not the story of one
         return None
     made = steps_of(told)
     names = _names(made, where)
