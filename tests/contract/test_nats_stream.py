@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from glassbus import (
     TransportError,
 )
 from glassbus.clock import Clock, SystemClock
-from glassbus.config import Settings, addresses
+from glassbus.config import Address, Settings, addresses
 from glassbus.errors import EndpointRefused, EndpointUnreachable, StoreCorrupt, StoreTooNew
 from glassbus.facts import DeliveryDeadLettered, DeliveryDiscarded, DeliveryExpired, OwnerLost
 from glassbus.message import Envelope
@@ -40,6 +41,7 @@ from glassbus.policy.delivery import Decision, State
 from glassbus.transport import DeadLetterFilter, SubscriptionSpec, Transport
 from glassbus.transport.factory import make_transport
 from glassbus.transport.nats import sweeping, view
+from glassbus.transport.nats.connection import Link
 from glassbus.transport.nats.transport import LEASE_S
 from tests import nats_kit
 from tests.patient import Patient
@@ -903,6 +905,38 @@ def test_an_old_server_is_refused_with_its_version_and_the_one_needed() -> None:
             await transport(f"nats://127.0.0.1:{port}/x").open(Ears())
         old.close()
         await asyncio.wait_for(served.wait(), SOON_S)
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_nobody_reads_is_closed_all_the_same() -> None:
+    """What was not written is dropped, and no socket stays behind."""
+    info = {"server_id": "x", "version": "2.12.0", "max_payload": 1 << 26, "headers": True, "jetstream": True}
+    letting_go = asyncio.Event()
+    read: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(f"INFO {json.dumps(info)}\r\nPONG\r\n".encode())
+        await letting_go.wait()
+        with contextlib.suppress(ConnectionResetError):  # dropped, which is what is wanted
+            while data := await reader.read(1 << 20):
+                read.append(len(data))
+        writer.close()
+        served.set()
+
+    served = asyncio.Event()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            link = Link(Address(f"nats://127.0.0.1:{port}"), lambda _error: None)
+            await link.connect("a test", None)
+            much = 40 * (1 << 20)
+            await link.send("t", bytes(much))
+            await link.close()
+            letting_go.set()
+            await asyncio.wait_for(served.wait(), SOON_S)
+            assert sum(read) < much
 
     asyncio.run(scenario())
 

@@ -122,6 +122,10 @@ class Link:
                 async with asyncio.timeout(1.0):
                     socket.close()
                     await socket.wait_closed()
+            # One whose peer reads nothing would wait for ever to have written all.
+            writer = getattr(socket, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
 
     def fail(self, error: EndpointUnreachable | EndpointRefused) -> None:
         """Take the connection for lost because of what was seen on it."""
