@@ -561,6 +561,7 @@ class MessageBus:
             finally:
                 self.emergency.abandon()
                 self._state = "stopped"
+                self._publisher.tell()
                 self.hub.state(
                     BusStopped(
                         at=self._wall(),

@@ -36,6 +36,7 @@ from glassbus.transport import Stored
 
 # Looking a member up on its enum takes longer than comparing it.
 _NORMAL = Priority.NORMAL
+_TRACEPARENT_LENGTH = 55
 _TRACE_CONTEXT = frozenset({"traceparent", "tracestate", "baggage"})
 #: Where the trace context of a stranger is kept, to be linked to.
 _LINKED = "linked-traceparent"
@@ -63,6 +64,7 @@ class Publisher:
         self._propagators: tuple[Propagator, ...] = ()
         self._blank: dict[str, str] = {}
         self._sampling: tuple[Observer, ...] = ()
+        self._untold: list[MessagePublished] = []
         started = int(clock.wall()) & 0xFFFFFFFF
         self._id_prefix = f"{started:08x}{secrets.token_hex(4)}"
         self._id_next = secrets.randbits(60)
@@ -145,7 +147,7 @@ class Publisher:
                 if not written:
                     continue
                 self._blank = {}
-                written = check_headers(written)
+                written = _only_traceparent(written) or check_headers(written)
             except BaseException as error:  # noqa: BLE001 - a propagator may raise anything; the message goes out
                 self._blank = {}
                 self._hub.failed(propagator, "inject", error)
@@ -171,9 +173,9 @@ class Publisher:
         tally.duration.observe(duration_s)
         headers = envelope.headers
         if headers or self._hub.shows_happy:
-            sampled = headers.get("traceparent", "").endswith("1")
-            if self._hub.shows_happy or (sampled and self._sampling):
-                self._state_published(envelope, outcome, tally.destination, duration_s, sampled)
+            sampled = self._sampling and headers.get("traceparent", "").endswith("1")
+            if sampled or self._hub.shows_happy:
+                self._state_published(envelope, outcome, tally.destination, duration_s, bool(sampled))
 
     def _tally(self, topic: str) -> PublishTally:
         """The counts for `topic`'s destination: declared topics and patterns only, so they are bounded."""
@@ -196,6 +198,15 @@ class Publisher:
         )
         self._hub.state(fact)
         if sampled:
+            # Not before its handler: spans are nothing that a message should wait for.
+            if not self._untold:
+                asyncio.get_running_loop().call_soon(self.tell)
+            self._untold.append(fact)
+
+    def tell(self) -> None:
+        """Show what was published since the loop last turned to those that see sampled publishes."""
+        facts, self._untold = self._untold, []
+        for fact in facts:
             for observer in self._sampling:
                 self._hub.show(observer, fact)
 
@@ -231,6 +242,15 @@ class Publisher:
                 duration_s=self._monotonic() - started,
             )
         )
+
+
+def _only_traceparent(headers: dict[str, str]) -> dict[str, str] | None:
+    """A plain copy when that is all there is, nearly always; None for `check_headers` to look at."""
+    if len(headers) == 1 and type(headers) is dict:
+        value = headers.get("traceparent")
+        if type(value) is str and len(value) == _TRACEPARENT_LENGTH and value.isascii() and value.isprintable():
+            return {"traceparent": value}
+    return None
 
 
 def _seconds(what: str, value: object) -> float:

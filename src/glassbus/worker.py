@@ -292,8 +292,10 @@ class Worker:
                     waits_for = context.run(next, coroutine.__await__(), _DONE)
                     if waits_for is not _DONE:
                         await in_context(coroutine, context, waits_for)
+                elif self._threads is None:
+                    await in_context(_scoped(scope, self.subscription.handler, delivery, argument), context)
                 else:
-                    await self._handle(delivery, argument, context, scope)
+                    await self._handle_on_thread(context, delivery, argument, scope)
             except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
                 try:
                     self._raised(slot, delivery, error)
@@ -311,7 +313,7 @@ class Worker:
                     if handled_now(delivery):
                         tally.handled += 1
                         tally.duration.observe(duration_s)
-                        tally.age.observe(wall() - envelope.published_at)
+                        tally.age.observe(wall() - (envelope.due_at or envelope.published_at))
                         if self.on_settled:
                             self._tell_settled()
                     else:
@@ -341,20 +343,6 @@ class Worker:
             return False
         return True
 
-    async def _handle(
-        self,
-        delivery: Delivery,
-        argument: Any,
-        context: Context,
-        scope: contextlib.AbstractContextManager[None],
-    ) -> None:
-        """Run a handler that is plain, wants its delivery, or is watched by the scopes of observers."""
-        handler = self.subscription.handler
-        if self._threads is not None:
-            await self._handle_on_thread(context, delivery, argument, scope)
-        else:
-            await in_context(_scoped(scope, handler, delivery, argument), context)
-
     async def _handle_on_thread(
         self,
         context: Context,
@@ -362,6 +350,7 @@ class Worker:
         argument: Any,
         scope: contextlib.AbstractContextManager[None],
     ) -> None:
+        """Run a plain handler."""
         assert self._threads is not None
 
         def call() -> Any:
@@ -530,7 +519,7 @@ class Worker:
         if decision is HANDLED and accepted:
             tally = self.tallies[delivery.destination]
             tally.handled += 1
-            tally.age.observe(self._wall() - delivery.envelope.published_at)
+            tally.age.observe(self._wall() - (delivery.envelope.due_at or delivery.envelope.published_at))
             if self.on_settled:
                 self._tell_settled()
             return
@@ -539,7 +528,7 @@ class Worker:
         elif decision.state is State.HANDLED:
             tally = self.tallies[delivery.destination]
             tally.handled += 1
-            tally.age.observe(self._wall() - delivery.envelope.published_at)
+            tally.age.observe(self._wall() - (delivery.envelope.due_at or delivery.envelope.published_at))
             self.recovered += delivery.attempt > 1
         elif decision.state is State.DEAD_LETTERED:
             self.dead_lettered += 1

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from glassbus import Delivery, Message, MessageBus, Priority, PublishRejected, Retry
 from glassbus.facts import Fact, current_delivery
-from glassbus.message import Envelope
+from glassbus.message import Envelope, check_headers
 from glassbus.observer import Observer
+from glassbus.publisher import _only_traceparent
 from glassbus.record.tally import DURATION_BOUNDS, Buckets
 from glassbus.testing import VirtualClock, run_virtual
 from glassbus.transport import Stored, factory
@@ -190,3 +191,21 @@ def test_an_observer_that_scopes_nothing_plain_is_asked_about_the_rest() -> None
 
     run_virtual(scenario)
     assert asked == [("a.headed", 1, 0), ("a.fails", 2, 0), ("a.fails", 1, 1), ("a.fails", 2, 1)]
+
+
+@given(
+    st.one_of(
+        st.just("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        st.text(min_size=55, max_size=55),
+        st.text("0123456789abcdef-\x00\x7f\x85 ", min_size=54, max_size=56),
+    )
+)
+def test_a_trace_context_that_is_let_through_is_one_that_the_rules_let_through(value: str) -> None:
+    let_through = _only_traceparent({"traceparent": value})
+    if let_through is not None:
+        assert let_through == check_headers({"traceparent": value})
+
+
+@pytest.mark.parametrize("headers", [{}, {"traceparent": 1}, {"other": "x" * 55}, {"traceparent": "x" * 55, "b": "c"}])
+def test_all_other_headers_are_left_to_the_rules(headers: dict[str, Any]) -> None:
+    assert _only_traceparent(headers) is None

@@ -130,3 +130,24 @@ def test_a_batch_processor_that_was_changed_is_asked_as_any_other() -> None:
     outlet.tell(lambda: [SpanData("good", SpanKind.CONSUMER, Place(1, 2, True), 0, {}, 1, 2)], 1, False)
     assert [span.name for span in ended] == ["good"]
     made.shutdown()
+
+
+def test_a_sampled_publish_is_shown_though_the_bus_stops_at_once() -> None:
+    """It is told when the loop turns, which the publisher need not wait for."""
+    exporter = Keeps()
+    made = provider(exporter, False)
+
+    async def scenario() -> None:
+        bus = MessageBus(tracer_provider=made, registry=CollectorRegistry())
+        bus.subscribe("a", name="s")(_take)
+        async with bus:
+            await bus.publish("a")
+            assert exporter.spans == []
+
+    asyncio.run(scenario())
+    made.shutdown()
+    assert "publish a" in [span.name for span in exporter.spans]
+
+
+async def _take(message: Message[Any]) -> None:
+    """Handled."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from glassbus.facts import Delivery
 from glassbus.message import Envelope
-from glassbus.telemetry.propagation import Lineage, Place, parse, replay_place, slim, trace_id_of, write
+from glassbus.telemetry.propagation import Lineage, Place, begin, parse, replay_place, slim, trace_id_of, write
 
 SAMPLED = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "tracestate": "vendor=1"}
 
@@ -138,3 +138,18 @@ def test_what_is_kept_of_a_delivery_has_no_payload_and_no_foreign_header() -> No
     assert kept.envelope.body == b""
     assert kept.envelope.headers == SAMPLED
     assert lineage().trail(kept) == lineage().trail(delivery(headers=SAMPLED))
+
+
+def test_a_header_is_the_same_place_however_often_it_is_asked_for() -> None:
+    """What was written or read here is remembered; so many that the memory is emptied in between."""
+    headers: list[tuple[dict[str, str], int]] = []
+    for number in range(1, 1000):
+        written: dict[str, str] = {}
+        begin(written, number)
+        headers.append((written, number))
+    for written, number in headers:
+        place = parse(written)
+        assert place is not None
+        assert (place.trace_id, place.sampled) == (number, True)
+        assert parse(written) == place == parse({**written, "tracestate": ""})
+        assert written["traceparent"] == f"00-{number:032x}-{place.span_id:016x}-01"

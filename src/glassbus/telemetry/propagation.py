@@ -21,7 +21,6 @@ import os
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,7 +34,8 @@ LINKED = "linked-traceparent"
 TRACESTATE_LENGTH_MAX = 512
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_USUAL_LENGTH = 55
+_USUAL_LENGTH, _WRITTEN_MAX = 55, 256
+_written: dict[str, Place] = {}
 _REMEMBERED_MAX = 4096
 _SPAN_BITS = (1 << 64) - 1
 
@@ -56,13 +56,26 @@ class Place(NamedTuple):
 def parse(headers: Mapping[str, str]) -> Place | None:
     """The place that `headers` name, or None when there is none or it is malformed."""
     header, state = headers.get(TRACEPARENT, ""), headers.get(TRACESTATE, "")
-    # Asked several times of a message on its way. Only what is short is remembered.
-    return _usual_place(header) if len(header) == _USUAL_LENGTH and not state else _place(header, state)
+    if state or len(header) != _USUAL_LENGTH:
+        return _place(header, state)
+    # Asked several times of a message on its way, and mostly where it was written.
+    found = _written.get(header)
+    return found if found is not None else _remember(header, _place(header, ""))
 
 
-@lru_cache(maxsize=256)
-def _usual_place(header: str) -> Place | None:
-    return _place(header, "")
+def begin(headers: dict[str, str], trace_id: int) -> None:
+    """Begin a trace in `headers`, sampled."""
+    place = Place(trace_id, new_span_id(), True)
+    header = headers[TRACEPARENT] = f"00-{trace_id:032x}-{place.span_id:016x}-01"
+    _remember(header, place)
+
+
+def _remember(header: str, place: Place | None) -> Place | None:
+    if place is not None:
+        if len(_written) >= _WRITTEN_MAX:
+            _written.clear()
+        _written[header] = place
+    return place
 
 
 def _place(header: str, state: str) -> Place | None:

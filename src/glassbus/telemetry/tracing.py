@@ -39,6 +39,7 @@ from glassbus.telemetry.propagation import (
     TRACESTATE,
     Lineage,
     Place,
+    begin,
     new_span_id,
     parse,
     random_bits,
@@ -147,7 +148,7 @@ class Tracing:
         trace_id = random_bits(64) << 64 | low or 1
         if bound is None and not outlet.samples(trace_id, None):
             return
-        headers[TRACEPARENT] = f"00-{trace_id:032x}-{new_span_id():016x}-01"
+        begin(headers, trace_id)
         self.own_time.end(began, self.around.header_s)
 
     def _continue(self, headers: dict[str, str], outlet: Outlet, parent: Place, context: SpanContext) -> None:
