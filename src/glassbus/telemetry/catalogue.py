@@ -105,7 +105,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "message_age_seconds",
         "histogram",
-        "Time from publish to the end of a delivery.",
+        "Time from publish, or from when it was due, to the end of a delivery.",
         {**_SUB_DEST, "result": RESULTS},
         "Tally.age, DeliveryDeadLettered, DeliveryExpired, DeliveryDiscarded",
         "seconds",

@@ -224,7 +224,8 @@ class Counts:
     def _settled(self, delivery: f.Delivery, at: float, result: str) -> None:
         labels = (self._destination(delivery), delivery.subscription, result)
         self._add("messages_settled_total", labels)
-        self._observe("message_age_seconds", labels, max(0.0, at - delivery.envelope.published_at))
+        envelope = delivery.envelope
+        self._observe("message_age_seconds", labels, max(0.0, at - (envelope.due_at or envelope.published_at)))
 
     def _add(self, name: str, labels: Labels, by: float = 1) -> None:
         series = self.counters.get(name)
