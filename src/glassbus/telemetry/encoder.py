@@ -7,7 +7,6 @@ for no longer than the interpreter's switch interval.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
@@ -16,15 +15,15 @@ from prometheus_client.utils import floatToGoString
 
 from glassbus.telemetry.catalogue import METRICS, Metric
 from glassbus.telemetry.counts import Labels
-from glassbus.telemetry.scrape import Example, Histogram, Scrape
+from glassbus.telemetry.scrape import Example, Histogram, Scrape, pause
 
 #: Series between two pauses.
 _SERIES_A_TURN = 200
 
 #: The value of a series, its lines as a template, and as they were written.
-_Written = tuple[float | Histogram, str, bytes]
+_Written = tuple[float | Histogram, bytes, bytes]
 
-_WHOLE = [f"{number}.0" for number in range(1000)]
+_WHOLE = [b"%d.0" % number for number in range(1000)]
 
 
 def go(value: float) -> str:
@@ -33,9 +32,9 @@ def go(value: float) -> str:
     return text
 
 
-def _number(value: float) -> str:
+def _number(value: float) -> bytes:
     whole = int(value) if 0 <= value < 1000 else -1
-    return _WHOLE[whole] if whole == value else go(value)
+    return _WHOLE[whole] if whole == value else go(value).encode()
 
 
 class _Family:
@@ -60,7 +59,6 @@ class Writer:
         parts: list[bytes] = []
         examples = scrape.examples if openmetrics else {}
         exemplified = {name for name, _, _ in examples}
-        families: dict[str, _Family] = {}
         turn = 0
         for metric in METRICS:
             name = metric.name
@@ -71,13 +69,12 @@ class Writer:
             # In the same order, too. No pairs are made of them: they would be work for the garbage collector.
             if list(series.values()) != family.values or list(series) != list(family.written):
                 family, turn = _render(metric, series, family.written, turn)
-            families[name] = family
+            self._families[name] = family
             if name in exemplified:
                 parts += [_with_examples(entry, name, labels, examples) for labels, entry in family.written.items()]
             else:
                 parts += family.lines
             turn = _rest(turn)
-        self._families = families
         return parts
 
 
@@ -92,7 +89,7 @@ def _render(
         entry = before.get(labels)
         if entry is None or entry[0] != value:
             template = _template(metric, labels, value) if entry is None else entry[1]
-            entry = (value, template, (template % _numbers(value)).encode())
+            entry = (value, template, template % _numbers(value))
             turn = _rest(turn + 1)
         written[labels] = entry
         lines.append(entry[2])
@@ -103,22 +100,23 @@ def _rest(turn: int) -> int:
     """Let other threads run, when it is time."""
     if turn < _SERIES_A_TURN:
         return turn
-    time.sleep(0)
+    pause()
     return 0
 
 
-def _template(metric: Metric, labels: Labels, value: float | Histogram) -> str:
+def _template(metric: Metric, labels: Labels, value: float | Histogram) -> bytes:
+    """The lines of a series, to be filled in by `%`: which is four times as fast for bytes as for text."""
     if isinstance(value, tuple):
-        return _histogram(metric, labels, value[0])
-    return f"{metric.full_name}{_braces(_pairs(metric, labels))} %s\n"
+        return _histogram(metric, labels, value[0]).encode()
+    return f"{metric.full_name}{_braces(_pairs(metric, labels))} %s\n".encode()
 
 
-def _numbers(value: float | Histogram) -> tuple[str, ...]:
+def _numbers(value: float | Histogram) -> tuple[bytes, ...]:
     """The numbers of a series, in the order of its lines."""
     if not isinstance(value, tuple):
         return (_number(value),)
     _, counts, total = value
-    running = [_WHOLE[count] if count < 1000 else go(count) for count in accumulate(counts)]
+    running = [_WHOLE[count] if count < 1000 else go(count).encode() for count in accumulate(counts)]
     return (*running, running[-1], _number(total))
 
 
@@ -128,7 +126,7 @@ def _with_examples(
     value, template, text = entry
     numbers = _numbers(value)
     shown = tuple(number + _example(examples.get((name, labels, at))) for at, number in enumerate(numbers))
-    return text if shown == numbers else (template % shown).encode()
+    return text if shown == numbers else template % shown
 
 
 def _header(metric: Metric, openmetrics: bool) -> str:
@@ -160,9 +158,9 @@ def _histogram(metric: Metric, labels: Labels, bounds: tuple[float, ...]) -> str
     return "".join(lines) + f"{name}_count{plain} %s\n{name}_sum{plain} %s\n"
 
 
-def _example(found: Example | None) -> str:
+def _example(found: Example | None) -> bytes:
     """The exemplar of a sample, where there is one."""
     if found is None:
-        return ""
+        return b""
     place, value, at = found
-    return f' # {{span_id="{place.span_id:016x}",trace_id="{place.trace_id:032x}"}} {go(value)} {at}'
+    return f' # {{span_id="{place.span_id:016x}",trace_id="{place.trace_id:032x}"}} {go(value)} {at}'.encode()

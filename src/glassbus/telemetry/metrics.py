@@ -23,7 +23,7 @@ from glassbus.telemetry.catalogue import METRICS, PREFIX, Metric
 from glassbus.telemetry.counts import Labels
 from glassbus.telemetry.encoder import Writer, go
 from glassbus.telemetry.propagation import Place
-from glassbus.telemetry.scrape import Histogram, Scrape, Scraped, read_queues
+from glassbus.telemetry.scrape import Histogram, Scrape, Scraped, pause, read_queues
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ class BusCollector:
         scrape = self._scrape()
         began = time.thread_time()
         parts = self._writer.parts(scrape, openmetrics)
+        del scrape  # to let go of so much takes a while, too
+        pause()
         body = b"".join([others.removesuffix(_EOF), *parts, _EOF] if openmetrics else [others, *parts])
         self._seconds += time.thread_time() - began  # told by the next scrape
         return content_type, body

@@ -13,10 +13,12 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from operator import add, attrgetter
 from typing import Protocol
 
 from glassbus.errors import GlassbusError
 from glassbus.facts import Delivery
+from glassbus.policy.ledger import Account
 from glassbus.record.tally import Buckets
 from glassbus.recovery.guard import BreakerView
 from glassbus.telemetry import catalogue
@@ -29,6 +31,11 @@ from glassbus.telemetry.source import Source
 Histogram = tuple[tuple[float, ...], list[int], float]
 #: Where an exemplar's trace is, its value, and when (wall seconds).
 Example = tuple[Place, float, float]
+
+
+def pause() -> None:
+    """Let other threads run. They need a moment to wake: who asks for the interpreter again at once has it again."""
+    time.sleep(0.00005)
 
 
 class QueueView(Protocol):
@@ -85,16 +92,13 @@ class Scrape:
         for state in states:
             self.add(name, (*labels, state), float(state == current))
 
-    def rest(self, parts: Iterable[tuple[str, Mapping[Labels, float]]]) -> None:
+    def rest(self, parts: Mapping[str, Mapping[Labels, float]]) -> None:
         """Series that are there from the start, at 0: to be told before anything is added to them."""
-        for name, series in parts:
-            self.values[name].update(series)
-
-    def hot(self, name: str, states: Iterable[Labels], current: str) -> None:
-        """Of the series `states`, each of which ends with one, that of the `current` one is 1."""
-        for labels in states:
-            if labels[-1] == current:
-                self.add(name, labels, 1.0)
+        for name, series in parts.items():
+            if self.values[name]:
+                self.values[name].update(series)
+            else:
+                self.values[name] = dict(series)
 
     def observe(self, name: str, labels: Labels, buckets: Buckets | None = None) -> None:
         found = self.histograms[name].get(labels)
@@ -109,9 +113,9 @@ class Scrape:
             return
         bounds, counts, total = found
         if bounds == buckets.bounds:
-            for at, count in enumerate(buckets.counts):
-                counts[at] += count
+            counts = list(map(add, counts, buckets.counts))
         else:
+            counts = counts.copy()
             for bound, count in zip((*buckets.bounds, float("inf")), buckets.counts, strict=True):
                 counts[bisect_left(bounds, bound)] += count
         self.histograms[name][labels] = (bounds, counts, total + buckets.total)
@@ -120,7 +124,7 @@ class Scrape:
         """Read all of a bus; how many of its parts could not be read, and are left out."""
         unread = 0
         for part in _PARTS:
-            time.sleep(0)  # let other threads run
+            pause()
             if scraped.stopped and part is _read_store:
                 part = _read_closed_store  # in its place
             try:
@@ -130,47 +134,65 @@ class Scrape:
         return unread
 
 
-#: Series by metric, at 0, and the labels of those that are added to. They are made once: each scrape has thousands.
-_Rest = tuple[tuple[tuple[str, dict[Labels, float]], ...], tuple[Labels, ...]]
-_KEPT_MAX = 2048
+#: Series by metric, at 0.
+_Rest = dict[str, dict[Labels, float]]
+#: Most scrapes have the very series of the one before, so these are made once for each bus: there are thousands.
+_BUSES_MAX = 8
 
 
-@lru_cache(_KEPT_MAX)
-def _of_subscription(bus: str, name: str) -> _Rest:
-    labels = (bus, name)
-    reasons, actions = (BY_NAME[metric].labels for metric in ("redeliveries_total", "overflow_actions_total"))
-    states: dict[Labels, float] = {(*labels, state): 0.0 for state in catalogue.SUBSCRIPTION_STATES}
-    series: tuple[tuple[str, dict[Labels, float]], ...] = (
-        ("subscription_state", states),
-        ("redeliveries_total", {(*labels, reason): 0.0 for reason in reasons["reason"]}),
-        ("dead_letters_total", {(*labels, category): 0.0 for category in catalogue.CATEGORIES}),
-        ("overflow_actions_total", {(*labels, action): 0.0 for action in actions["action"]}),
-        ("backpressure_seconds_total", {labels: 0.0}),
-    )
-    return series, (labels, *states)
+@lru_cache(_BUSES_MAX)
+def _of_subscriptions(bus: str, names: tuple[str, ...]) -> tuple[_Rest, list[tuple[Labels, dict[str, Labels]]]]:
+    """At rest, and for each subscription its labels, and those of its states."""
+    reasons = BY_NAME["redeliveries_total"].labels["reason"]
+    actions = BY_NAME["overflow_actions_total"].labels["action"]
+    every: list[Labels] = [(bus, name) for name in names]
+    each: list[tuple[Labels, dict[str, Labels]]] = [
+        (labels, {state: (*labels, state) for state in catalogue.SUBSCRIPTION_STATES}) for labels in every
+    ]
+    return {
+        "subscription_state": {labels: 0.0 for _, states in each for labels in states.values()},
+        "redeliveries_total": {(*labels, reason): 0.0 for labels in every for reason in reasons},
+        "dead_letters_total": {(*labels, category): 0.0 for labels in every for category in catalogue.CATEGORIES},
+        "overflow_actions_total": {(*labels, action): 0.0 for labels in every for action in actions},
+        "backpressure_seconds_total": dict.fromkeys(every, 0.0),
+    }, each
 
 
-@lru_cache(_KEPT_MAX)
-def _of_breaker(bus: str, name: str, kind: str, subscription: str) -> _Rest:
-    labels = (bus, name, kind)
-    states: dict[Labels, float] = {(*labels, subscription, state): 0.0 for state in catalogue.BREAKER_STATES}
-    calls: dict[Labels, float] = {(*labels, result): 0.0 for result in ("succeeded", "failed", "refused")}
-    moves: dict[Labels, float] = {(*labels, subscription, *move): 0.0 for move in catalogue.USUAL_MOVES}
-    series = (("breaker_state", states), ("breaker_transitions_total", moves), ("breaker_calls_total", calls))
-    return series, (*calls, *states)
+@lru_cache(_BUSES_MAX)
+def _of_breakers(
+    bus: str, breakers: tuple[tuple[str, str, str], ...]
+) -> tuple[_Rest, list[tuple[tuple[Labels, ...], dict[str, Labels]]]]:
+    """At rest, and for each breaker (name, kind, subscription) the labels of its calls, and those of its states."""
+    each: list[tuple[tuple[Labels, ...], dict[str, Labels]]] = [
+        (
+            tuple((bus, name, kind, result) for result in ("succeeded", "failed", "refused")),
+            {state: (bus, name, kind, subscription, state) for state in catalogue.BREAKER_STATES},
+        )
+        for name, kind, subscription in breakers
+    ]
+    return {
+        "breaker_state": {labels: 0.0 for _, states in each for labels in states.values()},
+        "breaker_transitions_total": {(bus, *one, *move): 0.0 for one in breakers for move in catalogue.USUAL_MOVES},
+        "breaker_calls_total": {labels: 0.0 for calls, _ in each for labels in calls},
+    }, each
 
 
-@lru_cache(_KEPT_MAX)
-def _of_tally(bus: str, destination: str, subscription: str) -> _Rest:
-    labels = (bus, destination, subscription)
-    settled: dict[Labels, float] = {(*labels, result): 0.0 for result in catalogue.RESULTS}
-    ways = [(*labels, way) for way in ("handled", "succeeded", "failed", "late")]
-    return (("messages_settled_total", settled),), tuple(ways)
+@lru_cache(_BUSES_MAX)
+def _of_tallies(bus: str, tallies: tuple[tuple[str, str], ...]) -> tuple[_Rest, list[tuple[Labels, ...]]]:
+    """At rest, and for each tally (destination, subscription) its labels, by how it went."""
+    ways = ("handled", "succeeded", "failed", "late")
+    each: list[tuple[Labels, ...]] = [tuple((bus, *one, way) for way in ways) for one in tallies]
+    return {"messages_settled_total": {(bus, *one, way): 0.0 for one in tallies for way in catalogue.RESULTS}}, each
 
 
-@lru_cache(_KEPT_MAX)
-def _of_queue(bus: str, name: str) -> tuple[Labels, ...]:
-    return (bus, name), *((bus, name, state) for state in catalogue.QUEUE_STATES)
+#: Of an account, in the order of the states.
+_COUNTS: Callable[[Account], tuple[int, ...]] = attrgetter(*catalogue.QUEUE_STATES)
+
+
+@lru_cache(_BUSES_MAX)
+def _of_queues(bus: str, names: tuple[str, ...]) -> list[tuple[Labels, tuple[Labels, ...]]]:
+    """For each queue its labels, and those of its messages by where they are."""
+    return [((bus, name), tuple((bus, name, state) for state in catalogue.QUEUE_STATES)) for name in names]
 
 
 def _read_tallies(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
@@ -179,11 +201,13 @@ def _read_tallies(scrape: Scrape, bus: str, scraped: Scraped, source: Source) ->
         labels = (bus, bound(published.destination), "accepted")
         scrape.add("messages_published_total", labels, published.accepted)
         scrape.observe("publish_duration_seconds", labels, published.duration)
-    for tally in source.tallies():
-        series, (handled, succeeded, failed, late) = _of_tally(bus, bound(tally.destination), tally.subscription)
-        if handled not in scrape.values["messages_settled_total"]:  # it is when a label cap made two equal
-            scrape.rest(series)
-        scrape.add("messages_settled_total", handled, tally.handled)
+    pause()
+    tallies = list(source.tallies())
+    at_rest, each = _of_tallies(bus, tuple((bound(tally.destination), tally.subscription) for tally in tallies))
+    scrape.rest(at_rest)
+    settled = scrape.values["messages_settled_total"]
+    for tally, (handled, succeeded, failed, late) in zip(tallies, each, strict=True):
+        settled[handled] += tally.handled
         scrape.observe("message_age_seconds", handled, tally.age)
         scrape.observe("process_duration_seconds", succeeded, tally.duration)
         scrape.observe("process_duration_seconds", failed)
@@ -218,16 +242,23 @@ def _read_counts(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> 
 
 
 def _read_subscribers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
-    for view in source.subscribers():
-        series, (labels, *states) = _of_subscription(bus, view.name)
-        scrape.rest(series)
-        scrape.add("handlers_in_flight", labels, view.in_flight)
-        scrape.add("handlers_limit", labels, view.limit)
-        scrape.add("handlers_overdue", labels, view.overdue)
-        scrape.add("handler_timeout_seconds", labels, view.timeout_s)
-        scrape.hot("subscription_state", states, view.state)
-        for category, buckets in dict(view.handling).items():
-            scrape.observe("error_handling_seconds", (bus, category), buckets)
+    views = list(source.subscribers())
+    at_rest, each = _of_subscriptions(bus, tuple(view.name for view in views))
+    scrape.rest(at_rest)
+    gauges = ("handlers_in_flight", "handlers_limit", "handlers_overdue", "handler_timeout_seconds")
+    in_flight, limit, overdue, timeout = (scrape.values[name] for name in gauges)
+    running = scrape.values["subscription_state"]
+    for view, (labels, states) in zip(views, each, strict=True):
+        in_flight[labels] = view.in_flight
+        limit[labels] = view.limit
+        overdue[labels] = view.overdue
+        timeout[labels] = view.timeout_s
+        state = states.get(view.state)
+        if state is not None:
+            running[state] = 1.0
+        if view.handling:
+            for category, buckets in dict(view.handling).items():
+                scrape.observe("error_handling_seconds", (bus, category), buckets)
 
 
 def _recoveries(source: Source) -> Iterable[tuple[str, str, str]]:
@@ -252,30 +283,38 @@ def _read_breakers(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -
     views: list[BreakerView] = list(source.breaker_views())
     used = {view.name for view in views if view.kind == "component"}
     names = dict.fromkeys(f"{component}/{category}" for component, category, _ in _recoveries(source))
-    for view in [*views, *(_Unused(name) for name in names if name not in used)]:
-        series, (succeeded, failed, refused, *states) = _of_breaker(bus, view.name, view.kind, view.subscription)
-        scrape.rest(series)
-        scrape.hot("breaker_state", states, view.state)
-        scrape.add("breaker_calls_total", succeeded, view.succeeded_count)
-        scrape.add("breaker_calls_total", failed, view.failed_count)
-        scrape.add("breaker_calls_total", refused, view.refused)
+    views += [_Unused(name) for name in names if name not in used]
+    at_rest, each = _of_breakers(bus, tuple((view.name, view.kind, view.subscription) for view in views))
+    scrape.rest(at_rest)
+    calls, open_or_not = scrape.values["breaker_calls_total"], scrape.values["breaker_state"]
+    for view, ((succeeded, failed, refused), states) in zip(views, each, strict=True):
+        state = states.get(view.state)
+        if state is not None:
+            open_or_not[state] += 1.0
+        calls[succeeded] += view.succeeded_count
+        calls[failed] += view.failed_count
+        calls[refused] += view.refused
 
 
 def _read_store(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
     now = scraped.now()
     ledger = source.ledger()
-    for name, account in ledger.accounts.items():
-        labels, *states = _of_queue(bus, name)
-        for state in states:
-            scrape.add("queue_messages", state, getattr(account, state[-1]))
-        scrape.add("dead_letter_messages", labels, account.dead_lettered)
+    accounts = ledger.accounts
+    messages, dead = scrape.values["queue_messages"], scrape.values["dead_letter_messages"]
+    for account, (labels, states) in zip(accounts.values(), _of_queues(bus, tuple(accounts)), strict=True):
+        for state, count in zip(states, _COUNTS(account), strict=True):
+            messages[state] = count
+        dead[labels] = account.dead_lettered
     scrape.add("messages_unaccounted", (bus,), ledger.unaccounted)
-    for name, queue in source.queues().items():
-        labels = _of_queue(bus, name)[0]
-        scrape.add("queue_capacity_messages", labels, queue.capacity)
-        scrape.add("queue_oldest_message_age_seconds", labels, _age(now, queue.oldest_at))
-        scrape.add("dead_letter_oldest_age_seconds", labels, _age(now, queue.dead_letter_oldest_at))
-        scrape.add("subscription_consumers", labels, queue.consumers)
+    queues = source.queues()
+    gauges = ("queue_capacity_messages", "queue_oldest_message_age_seconds", "dead_letter_oldest_age_seconds")
+    capacity, oldest, dead_oldest = (scrape.values[name] for name in gauges)
+    consumers = scrape.values["subscription_consumers"]
+    for queue, (labels, _) in zip(queues.values(), _of_queues(bus, tuple(queues)), strict=True):
+        capacity[labels] = queue.capacity
+        oldest[labels] = _age(now, queue.oldest_at)
+        dead_oldest[labels] = _age(now, queue.dead_letter_oldest_at)
+        consumers[labels] = queue.consumers
     free = source.disk_free_bytes()
     if free is not None:
         scrape.add("disk_free_bytes", (bus,), free)
