@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench import blocking, bus, durable, failing, peers, scrape, startup, targets, telemetry
+from bench import blocking, bus, byhand, durable, failing, peers, scrape, startup, targets, telemetry
 from bench.rows import Group, Row
 
 GROUPS = (
@@ -16,6 +16,7 @@ GROUPS = (
             Row(
                 "asyncio.Queue + worker + JSON", peers.raw_queue_json, "a payload of its own for each handler, as ours"
             ),
+            Row("the contract by hand", byhand.by_hand, "one handler, nothing to decide, nothing checked"),
             *bus.MEMORY,
             *peers.MEMORY,
         ),

@@ -104,7 +104,9 @@ def _p99_beside(collector: str) -> Read:
 
 
 TARGETS = (
-    Target("telemetry on, publish, against the raw queue", 0.15, "x", True, _ratio("memory", TELEMETRY_ON)),
+    Target("telemetry on, publish, against the raw queue", 0.2, "x", True, _ratio("memory", TELEMETRY_ON)),
+    Target("latency that telemetry adds, one in flight, p50", 1, " us", False, _beyond("latency", TELEMETRY_ON, BARE)),
+    Target("the same, p99", 5, " us", False, _beyond("latency", TELEMETRY_ON, BARE, "p99")),
     Target("failed attempt handled and traced, p50", 12, " us", False, _values("errors", TELEMETRY_ON)),
     Target("failed attempt handled and traced, p99", 40, " us", False, _values("errors", TELEMETRY_ON, "p99")),
     Target("error handed to the blocking face, p50", 100, " us", False, _values("blocking", RUNNING)),
