@@ -187,7 +187,7 @@ def heatmap(
             "cellGap": 1,
             "cellValues": {"unit": PER_SECOND},
             "color": {"mode": "scheme", "scheme": "Blues", "steps": 32, "exponent": 0.5, "reverse": False},
-            "exemplars": {"color": "rgba(255,0,255,0.7)"},
+            "exemplars": {"color": "rgba(184,119,217,0.8)"},
             "filterValues": {"le": 1e-9},
             "legend": {"show": True},
             "rowsFrame": {"layout": "auto"},

@@ -210,6 +210,7 @@ _PIPELINE = (
             "took": Column(f"max by (job, instance) ({q.foreign('scrape_duration_seconds')})", look.SECONDS),
         },
         first=("job", "instance"),
+        widths={"job": 125, "instance": 150},
         runbook=runbook("GlassbusPipelineTargetDown"),
         w=8,
     ),

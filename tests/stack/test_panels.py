@@ -75,6 +75,7 @@ class Asked:
     def __init__(self, stack: Stack) -> None:
         self._url = stack.url("prometheus:9090")
         self._since = time.time()
+        self.watched: list[Server] = []
 
     def series(self, expr: str) -> list[Any]:
         """What it has had since; an empty list where that is nothing but NaN. What it warns of is a failure."""
@@ -96,6 +97,8 @@ class Asked:
         return [one for series in self._get("query_exemplars", given)["data"] for one in series["exemplars"]]
 
     def _get(self, api: str, given: dict[str, str]) -> dict[str, Any]:
+        for server in self.watched:
+            server.check()  # one that has died is the reason, and says why
         request = f"{self._url}/api/v1/{api}?{urllib.parse.urlencode(given)}"
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - what the tests started
@@ -138,7 +141,7 @@ def asked(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[As
         )
         for demo in (stack.demo(), second):
             demos.callback(demo.kill)
-            demo.start()
+            found.watched.append(demo.start())
         until(lambda: found.series("glassbus_spool_messages"), within_s=WITHIN_S)
         nats.kill()
         until(lambda: found.series("glassbus_connection_up == 0"), within_s=WITHIN_S)
