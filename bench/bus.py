@@ -21,7 +21,7 @@ from bench.failing import by_difference, fail
 from bench.peers import latency
 from bench.rows import BURST, PAYLOAD, TOPIC, Row, Run, Sample, Stopwatch, Tally, Wrong, bursts, quantile
 from bench.targets import BARE, TELEMETRY_ON
-from glassbus import Delivery, Message, MessageBus, Outgoing
+from glassbus import Delivery, Message, MessageBus, Outgoing, Retry
 
 SAMPLED = 0.01
 #: One message in so many fails: the most that the default retry budget lets through at once is one in five.
@@ -217,21 +217,23 @@ def _per_message(watch: Stopwatch, count: int) -> Sample:
     return Sample(watch.cpu_s / count * 1e6, {"wall us/msg": watch.wall_s / count * 1e6})
 
 
-def failed_attempt(run: Run, *, telemetry: bool) -> Sample:
+def failed_attempt(run: Run, *, telemetry: bool, one_in: int = FAILING) -> Sample:
     """Every tenth message fails once, at depth 6, and is retried at once; all settings are the defaults.
+
+    Where more fail (`one_in` of fewer), the retry budget lets all of them through.
 
     A gap runs from just before the handler raises to the next time it is entered; the
     median gap after a success is taken off. The mean is of the whole run against one
     with the same number of attempts and no failure.
     """
     failures = run.count(FAILURES, BURST // FAILING)
-    total = failures * FAILING
-    failing, gaps = asyncio.run(_attempts(total, failures, telemetry))
+    total = failures * one_in
+    failing, gaps = asyncio.run(_attempts(total, failures, telemetry, one_in))
     succeeding, _ = asyncio.run(_attempts(total + failures, 0, telemetry))
     return by_difference(failing, succeeding, failures, gaps)
 
 
-async def _attempts(total: int, failures: int, telemetry: bool) -> tuple[Stopwatch, list[float]]:
+async def _attempts(total: int, failures: int, telemetry: bool, one_in: int = FAILING) -> tuple[Stopwatch, list[float]]:
     tally = Tally()
     after_failure: list[float] = []
     after_success: list[float] = []
@@ -245,7 +247,7 @@ async def _attempts(total: int, failures: int, telemetry: bool) -> tuple[Stopwat
             gaps.append(entered_at - left_at)
         if delivery.attempt == 1:
             first_attempts += 1
-            if failures and first_attempts % FAILING == 0:
+            if failures and first_attempts % one_in == 0:
                 gaps = after_failure
                 left_at = time.perf_counter()
                 fail()
@@ -254,7 +256,8 @@ async def _attempts(total: int, failures: int, telemetry: bool) -> tuple[Stopwat
         # Between two bursts the worker waits for the publisher, which is no gap of ours.
         left_at = time.perf_counter() if tally.count < tally.target else 0.0
 
-    async with running(handler, telemetry=telemetry, concurrency=1) as (bus, exporter):
+    options: dict[str, Any] = {} if one_in >= FAILING else {"retry": Retry(budget=1.0)}
+    async with running(handler, telemetry=telemetry, concurrency=1, **options) as (bus, exporter):
 
         async def send(size: int) -> None:
             for _ in range(size):
@@ -324,6 +327,8 @@ OVERHEAD = (
 ERRORS = (
     Row(BARE, partial(failed_attempt, telemetry=False), "reported and retried, not traced"),
     Row(TELEMETRY_ON, partial(failed_attempt, telemetry=True), "reported, retried, every one traced"),
+    Row(f"{BARE}, every second fails", partial(failed_attempt, telemetry=False, one_in=2), "all of it in the caches"),
+    Row(f"{TELEMETRY_ON}, every second fails", partial(failed_attempt, telemetry=True, one_in=2)),
 )
 DURABLE = (
     Row("glassbus, 1 publisher", partial(durable, publishers=1, total=1_500), "concurrency 256, telemetry on"),

@@ -33,8 +33,11 @@ def go(value: float) -> str:
 
 
 def _number(value: float) -> bytes:
-    whole = int(value) if 0 <= value < 1000 else -1
-    return _WHOLE[whole] if whole == value else go(value).encode()
+    if 0 <= value < 1000:
+        whole = int(value)
+        # Below a million Go and Python print alike.
+        return _WHOLE[whole] if whole == value else repr(float(value)).encode()
+    return go(value).encode()
 
 
 class _Family:
