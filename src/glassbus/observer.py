@@ -123,7 +123,7 @@ class Hub:
             except BaseException as error:
                 self.failed(observer, "scope", error)
                 return NO_SCOPE
-            return NO_SCOPE if manager is NO_SCOPE else _Guarded(self, [(observer, manager)])
+            return NO_SCOPE if manager is NO_SCOPE else _GuardedOne(self, observer, manager)
         entered: list[tuple[Observer, AbstractContextManager[None]]] = []
         for observer in self._scoping:
             try:
@@ -180,6 +180,40 @@ class Hub:
         with self._counting:  # a plain handler's scope fails on its own thread
             self.failures[name] = self.failures.get(name, 0) + 1
         return name
+
+
+class _GuardedOne:
+    """As `_Guarded`, for the usual case of one."""
+
+    __slots__ = ("_entered", "_hub", "_manager", "_observer")
+
+    def __init__(self, hub: Hub, observer: Observer, manager: AbstractContextManager[None]) -> None:
+        self._hub = hub
+        self._observer = observer
+        self._manager = manager
+        self._entered = False
+
+    def __enter__(self) -> None:
+        try:
+            self._manager.__enter__()
+        except BaseException as error:
+            self._hub.failed(self._observer, "scope", error)
+        else:
+            self._entered = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._entered:
+            return
+        try:
+            self._manager.__exit__(kind, error, trace)
+        except BaseException as raised:
+            if raised is not error:
+                self._hub.failed(self._observer, "scope", raised)
+        if error is not None:
+            # A scope that threw it on has put frames of its own at its end: it came from where it came from.
+            BaseException.with_traceback(error, trace)
 
 
 class _Guarded:

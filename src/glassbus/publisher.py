@@ -152,8 +152,9 @@ class Publisher:
                 self._blank = {}
                 self._hub.failed(propagator, "inject", error)
                 continue
-            for name in [n for n in headers if n not in written and n in _TRACE_CONTEXT]:
-                del headers[name]
+            if headers:
+                for name in [n for n in headers if n not in written and n in _TRACE_CONTEXT]:
+                    del headers[name]
             headers.update(written)
 
     def _next_id(self) -> str:

@@ -286,16 +286,17 @@ class Worker:
                 # Nearly every delivery is plain: a first attempt of a message without headers.
                 asked = hub.scopes and (hub.scopes_plain or envelope.headers or attempt != 1 or delivery.replays)
                 scope = hub.scope(delivery) if asked else NO_SCOPE
-                if scope is NO_SCOPE and self._simple:
-                    coroutine = self._function(argument)
+                if self._threads is not None:
+                    await self._handle_on_thread(context, delivery, argument, scope)
+                else:
+                    if scope is NO_SCOPE and self._simple:
+                        coroutine = self._function(argument)
+                    else:
+                        coroutine = _scoped(scope, self.subscription.handler, delivery, argument)
                     # A handler that waits for nothing is done after one step.
                     waits_for = context.run(next, coroutine.__await__(), _DONE)
                     if waits_for is not _DONE:
                         await in_context(coroutine, context, waits_for)
-                elif self._threads is None:
-                    await in_context(_scoped(scope, self.subscription.handler, delivery, argument), context)
-                else:
-                    await self._handle_on_thread(context, delivery, argument, scope)
             except BaseException as error:  # noqa: BLE001 - a handler may raise anything; `_raised` tells them apart
                 try:
                     self._raised(slot, delivery, error)

@@ -44,7 +44,7 @@ def _matcher(patterns: tuple[str, ...]) -> Callable[[str], bool] | None:
 def _after_fork() -> None:
     for observer in list(_observers):
         observer.counts.after_fork()
-        observer.tracing.budget.after_fork()
+        observer.tracing.after_fork()
         observer.records.budget.after_fork()
 
 

@@ -42,6 +42,7 @@ _SPAN_BITS = (1 << 64) - 1
 _random = random.Random()  # noqa: S311  # ids must be unique, not secret
 os.register_at_fork(after_in_child=_random.seed)  # or a child would repeat its parent's ids
 random_bits = _random.getrandbits
+random_below, chance = _random.randrange, _random.random
 
 
 class Place(NamedTuple):
@@ -60,17 +61,18 @@ def parse(headers: Mapping[str, str]) -> Place | None:
         return _place(header, state)
     # Asked several times of a message on its way, and mostly where it was written.
     found = _written.get(header)
-    return found if found is not None else _remember(header, _place(header, ""))
+    return found if found is not None else remember(header, _place(header, ""))
 
 
 def begin(headers: dict[str, str], trace_id: int) -> None:
     """Begin a trace in `headers`, sampled."""
     place = Place(trace_id, new_span_id(), True)
     header = headers[TRACEPARENT] = f"00-{trace_id:032x}-{place.span_id:016x}-01"
-    _remember(header, place)
+    remember(header, place)
 
 
-def _remember(header: str, place: Place | None) -> Place | None:
+def remember(header: str, place: Place | None) -> Place | None:
+    """Keep what a `traceparent` of the usual length says for who asks `parse`, for a while."""
     if place is not None:
         if len(_written) >= _WRITTEN_MAX:
             _written.clear()

@@ -48,6 +48,7 @@ from glassbus.telemetry.propagation import (
     trace_id_of,
     write,
 )
+from glassbus.telemetry.roots import Roots
 from glassbus.telemetry.shown import failed_place, never_failed
 from glassbus.telemetry.spans import SpanWriter, ns
 from glassbus.telemetry.surroundings import Surroundings, new_trace
@@ -93,6 +94,7 @@ class Tracing:
         self._attempts = AttemptSpans(writer, lineage)
         self.own_time = OwnTime()
         self.around = around()
+        self._roots = Roots()
         self._live = LiveAttempts(self._attempts, lineage, wall, succeeded, self.own_time, self.around)
         self._muted: f.Delivery | None = None
         # The span of the publish that the last fact told of.
@@ -137,18 +139,25 @@ class Tracing:
                 return
             del headers[TRACEPARENT]
             headers.pop(TRACESTATE, None)
-        bound = outlet.bound
-        if bound == 0:
+        bound, roots = outlet.bound, self._roots
+        if not bound:
+            if bound is None:  # a sampler of the program's own
+                self._ask(headers, outlet)
             return
-        low = random_bits(64)
-        if bound is not None and low >= bound:
+        if bound != roots.bound:
+            roots.aim(bound)
+        roots.left -= 1
+        if roots.left >= 0:
             return
         began = self.own_time.begin()
-        # The low bits are the ones that samplers of the SDK look at, here and in every process after.
-        trace_id = random_bits(64) << 64 | low or 1
-        if bound is None and not outlet.samples(trace_id, None):
-            return
-        begin(headers, trace_id)
+        roots.begin(headers)
+        self.own_time.end(began, self.around.header_s)
+
+    def _ask(self, headers: dict[str, str], outlet: Outlet) -> None:
+        began = self.own_time.begin()
+        trace_id = random_bits(128) or 1
+        if outlet.samples(trace_id, None):
+            begin(headers, trace_id)
         self.own_time.end(began, self.around.header_s)
 
     def _continue(self, headers: dict[str, str], outlet: Outlet, parent: Place, context: SpanContext) -> None:
@@ -193,7 +202,13 @@ class Tracing:
         if not self.outlet.recording:
             return None
         self._published(fact.envelope, fact.destination, fact.at, fact.duration_s, "accepted")
+        self._roots.prepare()
         return self.shown(fact)
+
+    def after_fork(self) -> None:
+        """In the child."""
+        self.budget.after_fork()
+        self._roots.after_fork()
 
     def show_failed(self, fact: f.AttemptFailed, failure: Failure) -> f.Delivery | None:
         """As `show` and `shown`, for the most frequent fact of all that goes wrong."""
