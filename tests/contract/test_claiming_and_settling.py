@@ -86,6 +86,19 @@ def test_publish_now_stores_or_does_nothing(store: Store) -> None:
     store.run(scenario)
 
 
+@pytest.mark.parametrize("full", ["a", "b"])
+def test_publish_now_stores_in_all_queues_or_in_none(store: Store, full: str) -> None:
+    async def scenario(desk: Desk) -> None:
+        for name in ("a", "b"):
+            await desk.declare(name, capacity=1 if name == full else 5)
+        await desk.publish(b"1")
+        assert desk.transport.publish_now(desk.envelope("2")) is None
+        await desk.transport.flush()
+        assert [desk.account(name).accepted for name in ("a", "b")] == [1, 1]
+
+    store.run(scenario)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_many_claimers_get_each_delivery_once(store: Store, seed: int) -> None:
     async def scenario(desk: Desk) -> None:
