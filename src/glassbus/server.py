@@ -17,6 +17,8 @@ import logging
 import os
 import socket
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import BufferedIOBase
@@ -34,6 +36,16 @@ DEFAULT_ADDRESS = "127.0.0.1:9464"
 CLIENT_TIMEOUT_S = 5.0
 #: Requests served at once; those beyond get 503. A scraper and two probes need three.
 CLIENTS_MAX = 16
+#: While there is no room, a client that has not sent its request for so long makes way for a new one.
+UNHEARD_MAX_S = 0.5
+#: Clients told 503 are kept until they hang up, so many, for so long: closed with their request unread, they could
+#: see a reset in place of the answer.
+_TURNED_AWAY_MAX = 32
+_TURNED_AWAY_S = 1.0
+_TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 17\r\n"
+    b"Cache-Control: no-store\r\nConnection: close\r\n\r\ntoo many clients\n"
+)
 #: A loop that has not turned for so long is stuck.
 LOOP_AGE_MAX_S = 10.0
 #: A request line and its headers, in bytes.
@@ -156,7 +168,11 @@ class _Http(ThreadingMixIn, HTTPServer):
         self.registry = registry
         self.expose = expose
         self.desk = desk
-        self._room = threading.BoundedSemaphore(CLIENTS_MAX)
+        self._lock = threading.Lock()
+        #: The clients that have a thread, oldest first: when each came, or None once its request was heard whole.
+        self._clients: dict[Any, float | None] = {}
+        #: The clients told 503, and until when each is kept. Only the thread that accepts touches it.
+        self._turned_away: deque[tuple[float, Any]] = deque()
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
@@ -168,20 +184,82 @@ class _Http(ThreadingMixIn, HTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
+        with self._lock:
+            admitted = len(self._clients) < CLIENTS_MAX or self._make_way()
+            if admitted:
+                self._clients[request] = time.monotonic()
+        if admitted:
             super().process_request(request, client_address)
         else:
-            self.shutdown_request(request)
+            self._turn_away(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def _make_way(self) -> bool:
+        """Under the lock: hang up on the oldest client still unheard; False when there is none that took long."""
+        for client, came in self._clients.items():
+            if came is not None and time.monotonic() - came >= UNHEARD_MAX_S:
+                del self._clients[client]
+                _hang_up(client)  # its thread wakes, and ends
+                return True
+        return False
+
+    def heard(self, request: Any) -> bool:
+        """The request came whole, so its client keeps its place; False when it had to make way before."""
+        with self._lock:
+            if request not in self._clients:
+                return False
+            self._clients[request] = None
+            return True
+
+    def _turn_away(self, request: Any) -> None:
         try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+            request.setblocking(False)
+            request.send(_TURNED_AWAY)
+            request.shutdown(socket.SHUT_WR)
+        except OSError:
+            _log.debug("a client to be turned away had gone")
+            self.shutdown_request(request)
+            return
+        self._turned_away.append((time.monotonic() + _TURNED_AWAY_S, request))
+
+    def service_actions(self) -> None:
+        # Called by the thread that accepts, every 0.1 s and after each client.
+        for _ in range(len(self._turned_away)):
+            until, request = self._turned_away.popleft()
+            if len(self._turned_away) >= _TURNED_AWAY_MAX or time.monotonic() >= until or _hung_up(request):
+                self.shutdown_request(request)
+            else:
+                self._turned_away.append((until, request))
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:  # before it is closed: `_make_way` must not meet a descriptor that is another's by then
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        while self._turned_away:
+            self.shutdown_request(self._turned_away.popleft()[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # The client went away, or sends nonsense; neither is our failure.
         _log.debug("request of %s ended early", client_address, exc_info=True)
+
+
+def _hang_up(client: socket.socket) -> None:
+    try:
+        client.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        _log.debug("a client to be dropped had gone")
+
+
+def _hung_up(client: socket.socket) -> bool:
+    """Reads on, without waiting, what a client still sends; True at its end."""
+    try:
+        return not client.recv(65536)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 class _Capped:
@@ -224,19 +302,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         # `timeout` is for each read, so a client that sends a byte at a time could stay for ever.
-        timer = threading.Timer(2 * CLIENT_TIMEOUT_S, self._drop)
+        timer = threading.Timer(2 * CLIENT_TIMEOUT_S, _hang_up, (self.connection,))
         timer.daemon = True
         timer.start()
         try:
             super().handle_one_request()
         finally:
             timer.cancel()
-
-    def _drop(self) -> None:
-        try:
-            self.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            _log.debug("a client to be dropped had gone")
 
     def do_GET(self) -> None:
         self._answer(body=True)
@@ -248,13 +320,18 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.server.desk is None:
             self.send_error(501, "nothing is taken here")
-        elif not (length.isascii() and length.isdigit() and int(length) <= _BODY_BYTES_MAX):
+        elif not _is_body_length(length):
             self.send_error(413, f"the body must be of at most {_BODY_BYTES_MAX} bytes, and say how many")
         else:
             self._body = self._head.body(int(length))
-            self._answer(body=True)
+            if len(self._body) < int(length):
+                self.send_error(400, "the body ended early")
+            else:
+                self._answer(body=True)
 
     def _answer(self, *, body: bool) -> None:
+        if not self.server.heard(self.request):
+            return
         path = self.path.partition("?")[0]
         if self._head.spent:
             status, kind, content = 431, "text/plain; charset=utf-8", b"the headers are too long\n"
@@ -303,6 +380,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def address_string(self) -> str:
         return str(self.client_address[0])
+
+
+def _is_body_length(text: str) -> bool:
+    # Its digits are counted first: `int` raises for thousands of them.
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= _BODY_BYTES_MAX
 
 
 def _healthz(buses: Iterable[Watched]) -> tuple[bool, dict[str, Any]]:

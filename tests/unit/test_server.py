@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -180,28 +181,98 @@ def test_more_clients_than_it_has_room_for_are_turned_away_and_then_served(monke
     gate = threading.Event()
 
     def expose(registry: Any, accept: str) -> tuple[str, bytes]:
-        gate.wait(10)
+        gate.wait(60)
         return "text/plain", b""
 
+    monkeypatch.setattr(server, "UNHEARD_MAX_S", 60.0)  # a slow machine is not a silent client
     with serve(FakeBus(), "127.0.0.1:0", expose=expose) as running:
         answers: list[bytes] = []
 
         def ask() -> None:
-            try:
-                answers.append(raw(running, b"GET /metrics HTTP/1.0\r\n\r\n"))
-            except ConnectionError:
-                answers.append(b"")
+            answers.append(raw(running, b"GET /metrics HTTP/1.0\r\n\r\n", 60))
 
         clients = [threading.Thread(target=ask) for _ in range(server.CLIENTS_MAX + 4)]
         for client in clients:
             client.start()
-        while answers.count(b"") < 4:
+        until = time.monotonic() + 50
+        while len(answers) < 4 and time.monotonic() < until:
             time.sleep(0.01)
+        turned_away = answers[:]
         gate.set()
         for client in clients:
             client.join()
+        assert [answer.split(b"\r\n")[0] for answer in turned_away] == [b"HTTP/1.1 503 Service Unavailable"] * 4
+        assert all(answer.endswith(b"Connection: close\r\n\r\ntoo many clients\n") for answer in turned_away)
         assert sum(answer.startswith(b"HTTP/1.0 200") for answer in answers) == server.CLIENTS_MAX
         assert get(running, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /healthz HTTP/1.0\r\n"])
+def test_a_silent_client_makes_way_when_there_is_no_room_and_an_unasked_one_is_told_503(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(server._Handler, "timeout", 120)  # not what frees the room here
+    monkeypatch.setattr(server, "CLIENT_TIMEOUT_S", 60)
+    monkeypatch.setattr(server, "UNHEARD_MAX_S", 3600.0)
+    with serve(FakeBus(), "127.0.0.1:0") as running, contextlib.ExitStack() as clients:
+        held = [
+            clients.enter_context(socket.create_connection((running.host, running.port), timeout=30))
+            for _ in range(server.CLIENTS_MAX)
+        ]
+        for client in held:
+            client.sendall(sent)
+        assert get(running, "/healthz")[0] == 503
+        monkeypatch.setattr(server, "UNHEARD_MAX_S", 0.0)
+        assert get(running, "/healthz")[0] == 200
+        assert held[0].recv(100) == b""  # the oldest, and no answer to half a request
+        held[-1].sendall(b"GET /healthz HTTP/1.0\r\n\r\n"[len(sent) :])
+        assert held[-1].recv(15) == b"HTTP/1.0 200 OK"
+
+
+def test_clients_that_are_turned_away_and_do_not_hang_up_are_kept_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CLIENTS_MAX", 0)
+    monkeypatch.setattr(server, "_TURNED_AWAY_MAX", 2)
+    monkeypatch.setattr(server, "_TURNED_AWAY_S", 3600.0)
+    with serve(FakeBus(), "127.0.0.1:0") as running, contextlib.ExitStack() as clients:
+        for _ in range(10):
+            client = clients.enter_context(socket.create_connection((running.host, running.port), timeout=30))
+            assert client.recv(12) == b"HTTP/1.1 503"
+        until = time.monotonic() + 30
+        while len(running._http._turned_away) > 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(running._http._turned_away) == 2
+    assert not running._http._turned_away
+
+
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        pytest.param("9" * 5000, 413, id="5,000 digits"),
+        ("9" * 11, 413),
+        ("-1", 413),
+        ("x", 413),
+        ("500", 400),
+        ("3", 400),
+        ("2", 200),
+        ("0", 200),
+    ],
+)
+def test_a_body_must_be_as_long_as_it_says(length: str, status: int) -> None:
+    bodies: list[bytes | None] = []
+
+    def desk(path: str, body: bytes | None) -> tuple[int, bytes]:
+        bodies.append(body)
+        return 200, b""
+
+    sent = b"" if length == "0" else b"{}"
+    with (
+        serve([], "127.0.0.1:0", desk=desk) as running,
+        socket.create_connection((running.host, running.port), timeout=30) as client,
+    ):
+        client.sendall(f"POST /mine HTTP/1.0\r\nContent-Length: {length}\r\n\r\n".encode() + sent)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(12) == f"HTTP/1.0 {status}".encode()
+    assert bodies == ([sent] if status == 200 else [])
 
 
 def test_a_scrape_that_raises_is_a_500_without_details(caplog: pytest.LogCaptureFixture) -> None:
