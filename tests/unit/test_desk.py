@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -64,7 +65,13 @@ def test_a_notification_becomes_news_and_the_dead_mans_switch_does_not(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"alerts": 1}', b'{"alerts": [{}]}', b'{"alerts": [1]}', b"\xff"]
+    "body",
+    [
+        *(b"", b"[]", b"{}", b'{"alerts": 1}', b'{"alerts": [{}]}', b'{"alerts": [1]}', b"\xff"),
+        pytest.param(b"[" * 200_000, id="deep"),
+        pytest.param(b'{"alerts":' * 50_000, id="deep alerts"),
+        pytest.param(b'{"alerts": ' + b"9" * 5000 + b"}", id="long number"),
+    ],
 )
 def test_what_is_no_notification_is_refused(server: Server, told: list[tuple[Mood, str, str]], body: bytes) -> None:
     assert ask(server, "POST", "/notifications/critical", body)[0] == 400
@@ -82,6 +89,26 @@ def test_a_runbook_is_a_page_and_no_other_file_is(
     assert ask(server, "GET", "/runbooks/GlassbusDown.md") == (200, b"# GlassbusDown")
     for path in ("/runbooks/", "/runbooks/GlassbusUp", "/runbooks/../secret", "/runbooks/..%2Fsecret"):
         assert ask(server, "GET", path)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("A" * 5000, id="5,000"), "A" * 100, "glassbusdown", "\u0661", "%00", "GlassbusDown%0a"]
+)
+def test_a_runbook_that_does_not_ship_is_404_and_logs_nothing(
+    server: Server, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ask(server, "GET", "/runbooks/" + quote(name, safe="%"))[0] == 404
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_of_many_alerts_at_once_the_rest_is_one_line(server: Server, told: list[tuple[Mood, str, str]]) -> None:
+    alerts = [{"status": "resolved", "labels": {"alertname": f"A{number}"}} for number in range(2000)]
+    assert ask(server, "POST", "/notifications/critical", json.dumps({"alerts": alerts}).encode())[0] == 200
+    assert [text for _, text, _ in told][-2:] == [
+        "Alertmanager tells critical: resolved: A19",
+        "Alertmanager tells critical: 1,980 more alerts",
+    ]
+    assert (len(told), told[-1][0]) == (21, "good")
 
 
 def test_what_is_posted_is_bounded_and_goes_nowhere_else(server: Server) -> None:
