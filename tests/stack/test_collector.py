@@ -25,7 +25,13 @@ PLAIN: Mapping[str, Any] = {}
 
 
 def send(
-    stack: Stack, traces: Iterable[str], *, keep: bool = False, error: bool = False, seconds: float = 0.01
+    stack: Stack,
+    traces: Iterable[str],
+    *,
+    keep: bool = False,
+    error: bool = False,
+    seconds: float = 0.01,
+    service: str = "sender",
 ) -> None:
     """One span for each of `traces`, over OTLP/HTTP."""
     ended = time.time_ns()
@@ -42,7 +48,7 @@ def send(
         }
         for trace_id in traces
     ]
-    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "sender"}}]}
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}
     body = json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]}).encode()
     asked = urllib.request.Request(  # noqa: S310 - what the tests started
         f"{stack.url('collector:4318')}/v1/traces", data=body, headers={"Content-Type": "application/json"}
@@ -95,6 +101,18 @@ def test_what_went_wrong_is_kept_for_each_reason_and_of_the_rest_a_share(stack: 
         assert until(lambda: missing(stack, wanted), is_empty) == []  # noqa: B023 - asked at once
     share = 1 - len(missing(stack, plain)) / len(plain)
     assert 0.01 < share < 0.25  # 10 %, six standard deviations either way
+
+
+def test_span_metrics_count_what_was_sent_before_any_sampling(stack: Stack) -> None:
+    """Spans of healthy traces, most of which are dropped: each is counted, once, though Jaeger never has it."""
+    plain, failed = traces(400), traces(20)
+    send(stack, plain, **PLAIN, service="counted")
+    send(stack, failed, **ERROR, service="counted")
+    decided(stack)
+    assert len(missing(stack, plain)) > len(plain) / 2
+    for status, sent in (("STATUS_CODE_UNSET", plain), ("STATUS_CODE_ERROR", failed)):
+        calls = f'traces_span_metrics_calls_total{{service_name="counted", status_code="{status}"}}'
+        assert until(lambda: value(stack, calls), lambda found: found == len(sent)) == len(sent)  # noqa: B023 - at once
 
 
 def test_a_failure_span_that_comes_after_the_decision_on_its_trace_is_kept(stack: Stack) -> None:

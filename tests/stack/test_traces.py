@@ -81,7 +81,7 @@ def _of_the_failure(spans: dict[str, dict[str, Any]]) -> list[str]:
     return sorted(span["name"] for span in spans.values() if span["name"] != "publish orders.*")
 
 
-def test_span_metrics_count_what_was_sent_before_any_sampling(stack: Stack) -> None:
+def test_span_metrics_count_every_failure_of_a_service(stack: Stack) -> None:
     run_workload(stack, "counted-shop")
     errors = 'traces_span_metrics_calls_total{service_name="counted-shop", span_name="error orders.*"}'
     wanted = MESSAGES // EVERY * 1.5
