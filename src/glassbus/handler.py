@@ -44,6 +44,10 @@ class Handler:
         """`codecs` are what to try, in this order, when a payload is not what its message declares."""
         if not callable(function):
             raise ConfigurationError(f"a handler must be callable, not {type(function).__name__}")
+        if _any_of(function, inspect.isgeneratorfunction, inspect.isasyncgenfunction):
+            raise ConfigurationError(
+                f"the handler {shown(function)} has a yield in it: calling it runs none of its body; take the yield out"
+            )
         self.function = function
         self.is_async = _is_async(function)
         self.wants_message, self.kind, self.wants_delivery = _parameters(function)
@@ -137,11 +141,29 @@ def _decoder(codec: Codec, kind: Any) -> Callable[[bytes], Any]:
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
+    return _any_of(function, inspect.iscoroutinefunction)
+
+
+def _any_of(function: Callable[..., Any], *kinds: Callable[[Any], bool]) -> bool:
+    """Whether calling it is calling a function of one of these kinds."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(type(function), "__call__", None)
-    )
+    return any(kind(function) or kind(getattr(type(function), "__call__", None)) for kind in kinds)
+
+
+def is_unfinished(result: Any) -> bool:
+    """Whether what a plain handler returned is work that is still to be done."""
+    return inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)
+
+
+async def finish(result: Any) -> None:
+    """Do the work that a plain handler returned.
+
+    Raises TypeError for a generator: its body has not run, and nobody would run it.
+    """
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise TypeError("the handler returned a generator, whose body has not run")
+    await result
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[bool, Any, bool]:

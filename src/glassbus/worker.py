@@ -34,7 +34,7 @@ from glassbus.facts import (
     current_delivery,
     transport_failed,
 )
-from glassbus.handler import Handler, Threads, in_context
+from glassbus.handler import Handler, Threads, finish, in_context, is_unfinished
 from glassbus.message import Envelope
 from glassbus.observer import NO_SCOPE, Hub
 from glassbus.policy.delivery import (
@@ -359,8 +359,8 @@ class Worker:
                 return self.subscription.handler.call(delivery, argument)
 
         result = await self._threads.run(context, call)
-        if asyncio.iscoroutine(result):
-            await in_context(result, context)
+        if result is not None and is_unfinished(result):
+            await in_context(finish(result), context)
 
     def _returned(self, slot: Slot, delivery: Delivery) -> None:
         now = self._monotonic()

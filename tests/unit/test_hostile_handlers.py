@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
-from glassbus import KillSwitch, Message, MessageBus, Retry
+from glassbus import ConfigurationError, KillSwitch, Message, MessageBus, Retry
 from glassbus.facts import (
     AttemptAbandoned,
     AttemptFailed,
@@ -368,3 +369,53 @@ async def test_an_outage_trips_the_kill_switch_keeps_the_messages_and_heals_by_i
     assert len({cause.envelope.id for cause in opening.causes}) >= 20
     assert seen.of(BreakerStateChanged)[-1].to_state == "closed"
     assert not seen.of(DeliveryDeadLettered)
+
+
+def test_a_handler_whose_body_a_call_would_not_run_is_refused() -> None:
+    """Otherwise its messages would count as handled although nobody had done anything with them."""
+    bus = MessageBus(telemetry=False)
+
+    def generates(_: Message) -> Any:
+        yield
+
+    async def generates_too(_: Message) -> Any:
+        yield
+
+    class Generates:
+        def __call__(self, _: Message) -> Any:
+            yield
+
+    for handler in (generates, generates_too, Generates(), functools.partial(generates_too)):
+        with pytest.raises(ConfigurationError, match="yield"):
+            bus.subscribe("t", name="s")(handler)
+
+
+def test_work_that_a_plain_handler_returns_is_done_before_it_counts_as_handled() -> None:
+    async def scenario() -> None:
+        done: list[str] = []
+
+        class Work:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def __await__(self) -> Any:
+                yield from asyncio.sleep(0).__await__()
+                done.append(self.name)
+
+        async def work(name: str) -> None:
+            done.append(name)
+
+        def generates() -> Any:
+            yield
+
+        async with MessageBus(telemetry=False) as bus:
+            bus.subscribe("t", name="awaitable")(lambda _: Work("awaitable"))
+            bus.subscribe("t", name="coroutine")(lambda _: work("coroutine"))
+            bus.subscribe("t", name="generator", retry=Retry(max_attempts=1))(lambda _: generates())
+            await bus.publish("t", 1)
+            await bus.drain()
+            assert sorted(done) == ["awaitable", "coroutine"]
+            (letter,) = await bus.dead_letters.list()
+            assert (letter.subscription, letter.report.exception_type) == ("generator", "TypeError")
+
+    asyncio.run(scenario())
