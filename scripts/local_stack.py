@@ -238,19 +238,21 @@ def alone_in(place: Path) -> Iterator[None]:
 def describe(stack: Stack, demo: bool) -> str:
     """Where to look, for people."""
     rows = [
-        ("Prometheus", f"{stack.url('prometheus:9090')}/alerts", "alerts; /graph for queries"),
+        ("Prometheus", f"{stack.url('prometheus:9090')}/api/v1/alerts", "alerts; queries by /api/v1/query?query=…"),
         ("Alertmanager", stack.url("alertmanager:9093"), "who is told of what"),
         ("Jaeger", stack.url("jaeger:16686"), "traces, by /api/v3/traces/{id} and /api/traces?service=glassbus-demo"),
         ("OTLP", f"{stack.url('collector:4317')} (gRPC), {stack.url('collector:4318')} (HTTP)", "spans of your own"),
     ]
     if demo:
         rows.append(("demo", f"{stack.url('demo:9464')}/metrics", "and /readyz; what it says is in demo.log"))
+        rows.append(("its store", f"sqlite:///{stack.place / 'demo.db'}", "for commands: --url, or GLASSBUS_URL"))
     lines = [f"  {name:<13} {where:<32}  {what}" for name, where, what in rows]
     variables = [f"  {name}={value}" for name, value in grafana_variables(stack).items()]
     return "\n".join(
         [
             f"The stack is up; its logs and data are in {stack.place}.",
             *lines,
+            "Prometheus and Jaeger have no web pages here (their Go modules lack them); their APIs answer.",
             "A Grafana of your own shows the dashboards when it is started with",
             *variables,
             "Ctrl-C ends all of it.",

@@ -31,7 +31,8 @@ def ids(glassbus: Command, url: str, *filters: str) -> list[str]:
 def test_the_list_is_newest_first_and_names_no_payload(glassbus: Command, url: str) -> None:
     assert glassbus("dlq", "list", "--url", url) == 0
     heading, *rows = glassbus.out.splitlines()
-    assert heading.split() == ["id", "died", "subscription", "topic", "attempts", "fingerprint", "error"]
+    assert heading.split() == ["id", "died", "subscription", "topic", "message", "attempts", "fingerprint", "error"]
+    assert [word for row in rows for word in row.split() if word.startswith("m-")] == ["m-3", "m-2", "m-1"]
     assert [row.rpartition("ValueError: ")[2] for row in rows] == [r"bad\x1b[2J", "two", "one"]
     assert "\x1b" not in glassbus.out
     assert ids(glassbus, url) == ["m-3", "m-2", "m-1"]

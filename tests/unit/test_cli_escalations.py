@@ -113,7 +113,14 @@ def test_a_state_directory_can_be_named_itself(glassbus: Command, url: str, tmp_
 
 
 def test_a_store_without_any_has_none(glassbus: Command, tmp_path: Path) -> None:
+    (tmp_path / "new.db").touch()
     assert glassbus("escalations", "list", "--url", url_of(tmp_path / "new.db")) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["new.db"]
+
+
+def test_a_path_that_was_misspelt_does_not_read_as_nothing_open(glassbus: Command, tmp_path: Path) -> None:
+    assert glassbus("escalations", "list", "--url", url_of(tmp_path / "odrers.db")) == 2
+    assert "there is no store" in glassbus.err
     assert not list(tmp_path.iterdir())
 
 

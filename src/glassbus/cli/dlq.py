@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _PAGE = 500
 #: Characters of an error in a table on a terminal. Elsewhere it is whole.
 _ERROR_MAX = 100
+#: And of a message id, which `glassbus explain` knows by its beginning too.
+_ID_MAX = 16
 _FILTERS = ("subscription", "topic", "message_id", "category", "exception_type", "fingerprint", "since", "until")
 
 
@@ -94,21 +96,22 @@ def list_them(arguments: argparse.Namespace) -> int:
     if not found:
         print("no dead letters" + (" match" if _filters(arguments) else ""))
         return EXIT_OK
+    terminal = sys.stdout.isatty()
     rows = [
         [
             letter.id,
             moment(letter.died_at),
             letter.subscription,
             letter.message.topic,
+            printable(letter.message.id[: _ID_MAX if terminal else None]),
             str(letter.attempts),
             letter.report.fingerprint,
-            shortened(error_text(letter.report), _ERROR_MAX)
-            if sys.stdout.isatty()
-            else printable(error_text(letter.report)),
+            shortened(error_text(letter.report), _ERROR_MAX) if terminal else printable(error_text(letter.report)),
         ]
         for letter in found
     ]
-    print(table(rows, ["id", "died", "subscription", "topic", "attempts", "fingerprint", "error"], frozenset({4})))
+    columns = ["id", "died", "subscription", "topic", "message", "attempts", "fingerprint", "error"]
+    print(table(rows, columns, frozenset({5})))
     if len(found) == arguments.limit:
         print(paint(f"there may be more: --before {found[-1].id} goes on, --limit shows more at once", "dim"))
     return EXIT_OK

@@ -13,6 +13,7 @@ from glassbus.cli.common import (
     CommandError,
     add_url,
     count,
+    existing_store,
     moment,
     paint,
     print_json,
@@ -61,9 +62,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _state_dir(arguments: argparse.Namespace) -> str:
     given: str | None = arguments.state_dir
     if given is None:
-        given = default_state_dir(addresses(url_of(arguments)))
+        url = url_of(arguments)
+        given = default_state_dir(addresses(url))
         if given is None:
             raise CommandError("that store is no file, so it has no state directory by default: give --state-dir DIR")
+        if not Path(given).is_dir():
+            existing_store(url)  # a path that was misspelt must not read as "nothing is open"
     elif not Path(given).is_dir():
         raise CommandError(f"there is no folder {given}")
     return given
