@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from itertools import cycle
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
 from glassbus import ErrorCategory, ErrorSeverity, KillSwitch, Message, MessageBus, Retry
-from glassbus.telemetry import configure, exposition, observe
-from glassbus.telemetry.around import around
+from glassbus.facts import AttemptFailed, Delivery, MessagePublished
+from glassbus.message import Envelope
+from glassbus.telemetry import configure, exposition, observe, tracing
+from glassbus.telemetry.around import Around, around
+from glassbus.telemetry.governor import FloodBudget
 from glassbus.telemetry.owntime import STRIDE, OwnTime
+from tests.facts_kit import sample
+from tests.telemetry.conftest import FakeSource
 from tests.telemetry.test_governor import size_of
 
 FAILURES = 60
@@ -99,6 +106,48 @@ def test_what_became_slow_is_told_in_full() -> None:
     before = own.seconds
     run(own, clock, 100e-6, 10_000)
     assert own.seconds - before == pytest.approx(1.0, rel=0.02)
+
+
+class Costly(SpanProcessor):
+    """One that a program adds: for each span that ends it takes as long as the next of a few times."""
+
+    def __init__(self, clock: Ticking) -> None:
+        self.spent_s = 0.0
+        self._clock = clock
+        self._each_s = cycle((20e-6, 50e-6, 110e-6))
+
+    def on_end(self, span: ReadableSpan) -> None:
+        took_s = next(self._each_s)
+        self._clock.now += took_s
+        self.spent_s += took_s
+
+
+# Five are timed for each message; the first 17 are told of exactly, and later ones as a sample is.
+@pytest.mark.parametrize(("messages", "within"), [(3, 1e-6), (3_000, 0.02)])
+def test_what_is_scraped_is_what_was_spent(
+    spans: Any, monkeypatch: pytest.MonkeyPatch, messages: int, within: float
+) -> None:
+    """A header, a publish and a failed attempt in its scope for each message, by a clock that the test moves."""
+    clock = Ticking()
+    core = Around(header_s=1e-6, fact_s=2e-6, publish_s=4e-6, scope_s=8e-6)
+    monkeypatch.setattr(tracing, "OwnTime", lambda: OwnTime(clock))
+    monkeypatch.setattr(tracing, "around", lambda: core)
+    source: Any = FakeSource()
+    provider, costly, registry = spans(1.0).provider, Costly(clock), CollectorRegistry()
+    provider.add_span_processor(costly)
+    observer = observe(source, registry=registry, tracer_provider=provider, wall=lambda: 100.0)
+    observer.tracing.budget = FloodBudget(first=messages)
+    for number in range(messages):
+        headers: dict[str, str] = {}
+        observer.inject(headers)
+        envelope = Envelope(f"m-{number}", "orders.created", b"", "json", headers)
+        observer.on_fact(sample(MessagePublished, envelope=envelope))
+        delivery = Delivery(envelope, "charge", "orders.*", 1)
+        with observer.scope(delivery):
+            observer.on_fact(sample(AttemptFailed, delivery=delivery))
+    assert costly.spent_s > messages * 100e-6
+    spent_s = costly.spent_s + messages * sum(core)
+    assert value(registry, "telemetry_seconds_total", signal="facts") == pytest.approx(spent_s, rel=within)
 
 
 def test_what_the_core_does_for_telemetry_is_measured_once() -> None:
