@@ -17,6 +17,7 @@ import msgspec
 
 from glassbus import shipped
 from glassbus.errors import ConfigurationError, shown
+from glassbus.files import open_regular
 
 #: What can be exported.
 KINDS = ("dashboards", "alerts", "collector", "compose")
@@ -33,8 +34,13 @@ _RUNBOOK = re.compile(re.escape(RUNBOOKS_URL) + r"/(\w+|\$\{[\w.:]+\})", re.ASCI
 #: The links stand in YAML and JSON strings, quoted and not.
 _URL = re.compile(r"https?://[\w.:@%/?&=#~+,;\-\[\]]*[\w/=\]]", re.ASCII)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
-_LABEL_KEY = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?", re.ASCII)
+#: A domain, as Kubernetes takes them, before the name of a label: its parts have no length of their own.
+_PREFIX = r"(?=.{1,253}/)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*/"
+_LABEL_KEY = re.compile(rf"({_PREFIX})?[A-Za-z0-9]([\w.-]{{0,61}}[A-Za-z0-9])?", re.ASCII)
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?)?", re.ASCII)
+
+#: By this label Grafana's sidecar finds dashboards, and nothing else.
+_DASHBOARD_LABEL = "grafana_dashboard"
 
 #: Of a source tree, beside the package itself: what `pip install .` needs of it.
 _PROJECT = ("LICENSE", "README.md", "pyproject.toml")
@@ -76,6 +82,8 @@ class Kubernetes(msgspec.Struct, frozen=True, kw_only=True):
         for key, value in self.labels.items():
             if not (_LABEL_KEY.fullmatch(key) and _LABEL_VALUE.fullmatch(value)):
                 raise ConfigurationError(f"{shown(f'{key}={value}')} is no label")
+            if key == _DASHBOARD_LABEL:
+                raise ConfigurationError(f"the label {key} is that of the dashboards: they have it, nothing else may")
 
     def metadata(self, name: str, **more: Mapping[str, str]) -> dict[str, object]:
         """Of an object called `name`."""
@@ -150,7 +158,7 @@ def _objects(kind: str, links: Links, kubernetes: Kubernetes) -> Iterator[tuple[
         for path in shipped.files("dashboards/json", ".json"):
             name = f"glassbus-dashboard-{path.stem.replace('_', '-').lower()}"
             metadata = kubernetes.metadata(
-                name, labels={"grafana_dashboard": "1"}, annotations={"grafana_folder": "Glassbus"}
+                name, labels={_DASHBOARD_LABEL: "1"}, annotations={"grafana_folder": "Glassbus"}
             )
             compact = json.dumps(json.loads(_linked(path, links)), ensure_ascii=False, separators=(",", ":"))
             yield f"{name}.json", _config_map(metadata, {f"glassbus-{path.name}": compact})
@@ -192,19 +200,22 @@ class Written(msgspec.Struct, frozen=True):
 def write(files: Mapping[str, bytes], folder: Path, *, force: bool = False) -> Written:
     """Put `files` into `folder`, which is made where it is missing; each of them whole or not at all.
 
-    Raises ConfigurationError, having written nothing, when files are there that differ, unless `force`; OSError.
+    Raises ConfigurationError, having written nothing, when files are there that differ, unless `force`. A symbolic
+    link differs, wherever it leads; it is replaced, not followed. Raises OSError, also where something else is in the
+    place of a file, such as a folder or a pipe.
     """
     made: list[str] = []
     differing: list[str] = []
     for name, content in files.items():
         try:
-            if (folder / name).read_bytes() != content:
+            if _differs(folder / name, content):
                 differing.append(name)
         except FileNotFoundError:
             made.append(name)
     if differing and not force:
+        where = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(folder))
         listed = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
-        raise ConfigurationError(f"nothing was written: {folder} has other contents in {listed}; --force replaces them")
+        raise ConfigurationError(f"nothing was written: {where} has other contents in {listed}; --force replaces them")
     for name in (*made, *differing):
         _put(folder / name, files[name])
     changed = {*made, *differing}
@@ -213,11 +224,21 @@ def write(files: Mapping[str, bytes], folder: Path, *, force: bool = False) -> W
     )
 
 
+def _differs(path: Path, content: bytes) -> bool:
+    """Whether `path` is another file. Raises FileNotFoundError, and OSError for what is there and is no file."""
+    if path.is_symlink():
+        return True
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read(len(content) + 1) != content
+
+
 def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(content)
+        beside.unlink(missing_ok=True)  # left by a dead process that had our id, or no file at all
+        with beside.open("xb") as file:
+            file.write(content)
         beside.replace(path)
     except OSError:
         with suppress(OSError):  # the first failure is the one to tell

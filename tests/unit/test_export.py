@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -121,10 +122,20 @@ def test_what_kubernetes_would_refuse_is_refused() -> None:
     for key, value in (("", "x"), ("a b", "x"), ("a", "x y"), ("a", "-x")):
         with pytest.raises(ConfigurationError, match="label"):
             Kubernetes(labels={key: value})
+    for prefix in ("......", "", "-a", "a-", "a..b", "a.", ".a", "A", "a_b", "a/b", "a" * 254, "a\n"):
+        with pytest.raises(ConfigurationError, match="label"):
+            Kubernetes(labels={f"{prefix}/a": "v"})
+    for key in ("a/b", "example.com/a_B.c", f"{'a' * 253}/a", "a--b.1/x", "x" * 63):
+        assert Kubernetes(labels={key: "v"}).labels == {key: "v"}
     with pytest.raises(ConfigurationError, match="for one machine"):
         exported("compose", None, Kubernetes())
     with pytest.raises(ConfigurationError, match="cannot be exported"):
         exported("everything")
+
+
+def test_the_label_by_which_dashboards_are_found_is_not_for_the_user_to_set() -> None:
+    with pytest.raises(ConfigurationError, match="grafana_dashboard"):
+        Kubernetes(labels={"grafana_dashboard": "0"})
 
 
 # The command
@@ -162,6 +173,45 @@ def test_a_file_that_differs_is_replaced_by_force_alone_and_nothing_is_half_done
     assert [path.name for path in tmp_path.iterdir()] == ["overview.json"]
     assert main(["export", "dashboards", str(tmp_path), "--force"]) == 0
     assert mine.read_bytes() == exported("dashboards")["overview.json"]
+
+
+def test_a_link_is_a_file_that_differs_wherever_it_leads(tmp_path: Path) -> None:
+    folder, aim = tmp_path / "to", tmp_path / "aim"
+    folder.mkdir()
+    aim.write_bytes(exported("collector")["otel-collector.yaml"])
+    link = folder / "otel-collector.yaml"
+    for target in (aim, tmp_path / "missing"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        assert main(["export", "collector", str(folder)]) == 2
+        assert link.readlink() == target
+    assert main(["export", "collector", str(folder), "--force"]) == 0
+    assert not link.is_symlink()
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "otel-collector.yaml")
+    code = "import sys; from glassbus.cli import main; sys.exit(main())"
+    for more in ([], ["--force"]):
+        words = [sys.executable, "-c", code, "export", "collector", str(tmp_path), *more]
+        ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 2, ran.stderr
+        assert "otel-collector.yaml cannot be written: it is no regular file" in ran.stderr
+    assert (tmp_path / "otel-collector.yaml").is_fifo()
+
+
+def test_a_name_that_a_terminal_would_obey_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a\x1b[31m\nb"
+    assert main(["export", "collector", str(folder)]) == 0
+    assert r"a\x1b[31m\nb" in capsys.readouterr().out
+    (folder / "otel-collector.yaml").write_text("mine")
+    assert main(["export", "collector", str(folder)]) == 2
+    assert r"a\x1b[31m\nb has other contents" in capsys.readouterr().err
+    (folder / "otel-collector.yaml").unlink()
+    (folder / "otel-collector.yaml").mkdir()
+    assert main(["export", "collector", str(folder)]) == 2
+    assert r"a\x1b[31m\nb/otel-collector.yaml cannot be written" in capsys.readouterr().err
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from glassbus.cli.common import EXIT_OK, CommandError, count
+from glassbus.cli.common import EXIT_OK, CommandError, count, printable
 from glassbus.export import DASHBOARDS_URL, KINDS, RUNBOOKS_URL, Kubernetes, Links, Written, exported, write
 
 _NOTES = """\
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         written = write(files, arguments.folder, force=arguments.force)
     except OSError as error:
         where = error.filename or arguments.folder
-        raise CommandError(f"{where} cannot be written: {error.strerror or error}") from None
+        raise CommandError(f"{printable(str(where))} cannot be written: {error.strerror or error}") from None
     _tell(written, arguments.folder)
     return EXIT_OK
 
@@ -80,10 +80,10 @@ def _tell(written: Written, folder: Path) -> None:
     tops = Counter(_top(name) for name in written.made)
     for name in written.made:
         if tops[_top(name)] <= _LISTED_MAX:
-            print(f"wrote {folder / name}")
+            print(f"wrote {printable(str(folder / name))}")
     for top, files in tops.items():
         if files > _LISTED_MAX:
-            print(f"wrote {folder / top}/ ({count(files, 'file')})")
+            print(f"wrote {printable(str(folder / top))}/ ({count(files, 'file')})")
     if written.unchanged:
         print(f"{count(len(written.unchanged), 'file was', 'files were')} as they must be already")
 
