@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from cli_kit import Command, failing, make_store, url_of
 from journal_kit import START, Kept, failed
 
 from glassbus import Delivery, Message, MessageBus, Outgoing, Retry
+from glassbus.cli.storytext import Places, story_text
 from glassbus.clock import SystemClock
 from glassbus.message import Envelope
 from glassbus.story import model
@@ -136,6 +138,41 @@ def test_an_id_that_nobody_knows_says_why_that_may_be(glassbus: Command, tmp_pat
         assert glassbus.out == ""
         assert f"nothing is known of a message {unknown} in" in glassbus.err
         assert "one that never failed leaves nothing once it is handled" in glassbus.err
+
+
+def test_an_id_that_is_no_text_is_one_that_nobody_knows(glassbus: Command, tmp_path: Path) -> None:
+    """The shell gives bytes that are no UTF-8; Python makes halves of surrogate pairs of them."""
+    make_store(tmp_path / "orders.db", failing("declined"))
+    assert (
+        glassbus("explain", "--state-dir", tmp_path / "orders.db.state", "--", os.fsdecode(b"\xff\xfe\xfd\xfcab")) == 1
+    )
+    assert r"nothing is known of a message \udcff\udcfe\udcfd\udcfcab in" in glassbus.err
+
+
+def test_what_a_journal_holds_reaches_no_terminal_and_no_shell_as_it_is() -> None:
+    evil = "\x1b[31mPWN\x07; touch PWNED"
+    now = model.Now(evil, evil, evil, dead_letter=evil)
+    error = model.Failure(evil, evil, evil, evil, evil, evil, evil)
+    steps = tuple(
+        model.Step(1.0, kind, evil, 1, outcome=evil, error=error)
+        for kind in ("attempt", "retry", "dead_lettered", "breaker", "reported", evil)
+    )
+    story = model.Story(
+        model.FORMAT,
+        evil,
+        1.0,
+        model.Published(evil, 1.0, evil, (evil,), complete=True, priority=evil, key=evil, trace_id=evil),
+        steps,
+        (model.DeliveryStory(evil, now, steps),),
+        (model.TraceOfStory(evil, (evil,), evil, evil),),
+        (evil,),
+    )
+    text = story_text(story, Places(" --url URL", ""))
+    assert [char for char in text if not char.isprintable() and char != "\n"] == []
+    commands = text.split("next       ")[1].splitlines()
+    assert [shlex.split(line)[-1 if "errors" in line else -3] for line in commands] == [
+        r"\x1b[31mPWN\x07; touch PWNED"
+    ] * 3
 
 
 def test_a_message_that_waits_and_never_failed_is_known_by_the_store(glassbus: Command, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator
@@ -79,9 +80,9 @@ def _section(label: str, texts: list[str], width: int, style: str = "") -> Itera
 def _publish_text(published: Published) -> str:
     parts = [f"on {printable(published.topic)}"] if published.topic else []
     parts += [f"at {_moment(published.at)}"] if published.at else []
-    parts += [f"level {published.level}"] if published.level else []
+    parts += [f"level {printable(published.level)}"] if published.level else []
     if published.priority not in ("", "normal"):
-        parts.append(f"{published.priority} priority")
+        parts.append(f"{printable(published.priority)} priority")
     if published.key is not None:
         parts.append(f"key {printable(published.key, 60)}")
     if published.subscriptions:
@@ -92,16 +93,17 @@ def _publish_text(published: Published) -> str:
 
 def _trace_lines(trace: TraceOfStory, *, first: bool, width: int) -> Iterator[str]:
     held = ", ".join(map(printable, trace.holds)) or "nothing that is told here"
-    held += f"; linked to {trace.linked_to[:8]}" if trace.linked_to else ""
+    held += f"; linked to {printable(trace.linked_to[:8])}" if trace.linked_to else ""
+    trace_id = printable(trace.trace_id)
     label = "traces" if first else ""
-    head = f"{paint(label, 'bold')}{' ' * (_LABEL - len(label))}{trace.trace_id}"
-    if _LABEL + len(trace.trace_id) + 2 + len(held) <= width:
+    head = f"{paint(label, 'bold')}{' ' * (_LABEL - len(label))}{trace_id}"
+    if _LABEL + len(trace_id) + 2 + len(held) <= width:
         yield f"{head}  {paint(held, 'dim')}"
     else:
         yield head
         yield from _labelled("", f"  {held}", width, "dim")
     if trace.url:
-        yield f"{' ' * _LABEL}{trace.url}"
+        yield f"{' ' * _LABEL}{printable(trace.url)}"
 
 
 # One delivery
@@ -113,7 +115,7 @@ def _delivery_lines(delivery: DeliveryStory, day: str, width: int) -> Iterator[s
     mark = _MARKS.get(now.state, "·")
     name = printable(delivery.subscription)
     head = f"{paint(name, 'bold')}{' ' * max(1, _LABEL - len(name))}"
-    lines = textwrap.wrap(f"{mark} {now.text}", width - _LABEL, break_on_hyphens=False)
+    lines = textwrap.wrap(f"{mark} {printable(now.text)}", width - _LABEL, break_on_hyphens=False)
     yield head + paint(lines[0], style)
     for line in lines[1:]:
         yield " " * _LABEL + paint(line, style)
@@ -188,7 +190,7 @@ def _took(seconds: float) -> str:
 
 
 def _named(step: Step) -> str:
-    name = step.kind.replace("_", " ")
+    name = printable(step.kind.replace("_", " "))
     if step.kind == "replayed":
         return f"replayed ({step.replays})"
     return "given again" if step.kind == "redelivered" else name
@@ -227,7 +229,7 @@ def _next(story: Story, places: Places) -> list[str]:
     for delivery in story.deliveries:
         letter = delivery.now.dead_letter
         if letter:
-            made += [f"{own_command()} dlq {verb} {letter}{places.store}" for verb in ("show", "replay")]
+            made += [f"{own_command()} dlq {verb} {_word(letter)}{places.store}" for verb in ("show", "replay")]
     prints = [
         step.error.fingerprint
         for delivery in story.deliveries
@@ -235,8 +237,13 @@ def _next(story: Story, places: Places) -> list[str]:
         if step.error is not None and step.error.fingerprint
     ]
     if prints:
-        made.append(f"{own_command()} errors show {printable(prints[-1])}{places.journal}")
+        made.append(f"{own_command()} errors show {_word(prints[-1])}{places.journal}")
     return list(dict.fromkeys(made))[:6]
+
+
+def _word(text: str) -> str:
+    """`text` as one word of a command, whatever a shell or a terminal would make of what is in it."""
+    return shlex.quote(printable(text))
 
 
 # Times

@@ -66,7 +66,7 @@ def told_by(reader: JournalReader, message_id: str) -> Told:
     """What the files of all processes tell. Decodes only the lines that may matter; reads all files."""
     found: list[tuple[Entry, Process]] = []
     floods: list[FloodLine] = []
-    for start, line in reader.found(encode(message_id), *_NEEDLES):
+    for start, line in reader.found(*_needle("", message_id), *_NEEDLES):
         if isinstance(line, FloodLine):
             floods.append(line)
         elif line.message_id == message_id or (not line.message_id and line.fact in _AROUND_NAMES):
@@ -76,9 +76,8 @@ def told_by(reader: JournalReader, message_id: str) -> Told:
 
 def ids_like(reader: JournalReader, beginning: str, limit: int) -> list[str]:
     """Ids of messages in the journals that begin so, at most `limit`, sorted."""
-    needle = b'"message_id":' + encode(beginning)[:-1]
     found: set[str] = set()
-    for _, line in reader.found(needle):
+    for _, line in reader.found(*(needle[:-1] for needle in _needle("message_id", beginning))):
         if isinstance(line, FactLine) and line.message_id.startswith(beginning):
             found.add(line.message_id)
     return sorted(found)[:limit]
@@ -86,9 +85,18 @@ def ids_like(reader: JournalReader, beginning: str, limit: int) -> list[str]:
 
 def ids_of_trace(reader: JournalReader, trace_id: str, limit: int) -> list[str]:
     """Ids of messages of which something is in a trace, at most `limit`, sorted."""
-    lines = reader.found(b'"trace_id":' + encode(trace_id))
+    lines = reader.found(*_needle("trace_id", trace_id))
     found = {line.message_id for _, line in lines if isinstance(line, FactLine) and line.trace_id == trace_id}
     return sorted(found)[:limit]
+
+
+def _needle(field: str, value: str) -> tuple[bytes, ...]:
+    """How `value` stands in a line, after the name of its field if one is given; nothing when no line can hold it."""
+    try:
+        written = encode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair: how Python reads arguments that are no UTF-8
+        return ()
+    return (b'"%s":%s' % (field.encode(), written) if field else written,)
 
 
 def _process(start: StartLine | None) -> Process:
