@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import CollectorRegistry
 
@@ -16,9 +17,9 @@ from glassbus.facts import AttemptFailed, AttemptOverdue, BusStopped, Connection
 from glassbus.message import Envelope
 from glassbus.observer import ALL_FACTS
 from glassbus.record.tally import DURATION_BOUNDS, Buckets
-from glassbus.telemetry import configure, observe
+from glassbus.telemetry import configure, exposition, observe
 from glassbus.telemetry.catalogue import CATEGORIES, METRICS, SPANS
-from glassbus.telemetry.governor import FloodBudget
+from glassbus.telemetry.governor import LABEL_VALUES_MAX, FloodBudget
 from glassbus.testing import VirtualClock, run_virtual
 from tests.facts_kit import sample
 from tests.telemetry.conftest import FakeConnection, FakeSource
@@ -104,19 +105,42 @@ def test_every_declared_span_attribute_link_and_event_is_seen(everything: tuple[
     assert unseen == {}
 
 
-def test_every_declared_metric_and_label_value_that_is_a_state_is_scraped(no_global_provider: None) -> None:
-    """Gauges with one series for each state show all of them; no family is there by its name alone."""
+class Down(InMemorySpanExporter):
+    """One that exports nothing."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.FAILURE
+
+
+def test_every_declared_metric_and_label_value_that_is_a_state_is_scraped(
+    no_global_provider: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counters count; gauges with one series for each state show all of them; no family is there by its name alone."""
     registry = CollectorRegistry()
-    source = FakeSource(address="nats://one:4222")
+    source: Any = FakeSource(address="nats://one:4222")
     source.endpoints, source.disk, source.failures = [FakeConnection()], 1000, {"Mine": 1}
     source.subscriber.handling = {category: Buckets(DURATION_BOUNDS) for category in CATEGORIES}
-    with configure(exporter=InMemorySpanExporter()):
+    source.tally.handled = source.published.accepted = source.breaker.failed_count = 1
+    monkeypatch.setattr(source, "journal_dropped", lambda: 1)
+    with configure(exporter=Down()) as telemetry:
         observer = observe(source, registry=registry, wall=lambda: 100.0)
-        for kind in ALL_FACTS - {BusStopped}:  # a stopped bus has no store to be asked
+        facts = ALL_FACTS - {BusStopped}  # a stopped bus has no store to be asked
+        for kind in sorted(facts, key=lambda kind: kind.__name__):
             observer.on_fact(sample(kind))
+        observer.tracing.budget = FloodBudget(first=1, per_second=1.0, monotonic=lambda: 0.0)
+        for number in range(LABEL_VALUES_MAX + 1):
+            envelope = Envelope(f"m-{number}", "orders.created", b"", "json", {})
+            observer.on_fact(sample(AttemptFailed, delivery=Delivery(envelope, "charge", f"orders-{number}", 1)))
+        telemetry.flush(20.0)  # each span is lost, if not before
+        source.store_down = True
+        exposition(registry)  # a scrape that cannot read all, and takes time, which the next one tells
+        source.store_down = False
         families = {family.name: family for family in registry.collect()}
     for metric in METRICS:
         family = families[metric.full_name.removesuffix("_total")]
         assert family.samples, metric.name
+        if metric.type == "counter":
+            counted = [one.value for one in family.samples if one.name == metric.full_name]
+            assert max(counted, default=0.0) > 0.0, metric.name
         for label in {"state", "status", "queue"} & set(metric.labels) if metric.type == "gauge" else ():
             assert {one.labels[label] for one in family.samples} == set(metric.labels[label]), (metric.name, label)
