@@ -144,6 +144,14 @@ def check_the_story(stack: Stack, trace: dict[str, dict[str, Any]]) -> None:
         assert cause is not None
         assert (cause["name"], cause["status"]["code"]) == ("process orders.*", 2)
 
-    # Its retry, which links to the attempt before it, in this trace or in one of its own.
-    retries = [span for span in trace.values() if span["name"] == "process orders.*" and span.get("links")]
-    assert all(attributes(link)["glassbus.link"] == "previous_attempt" for span in retries for link in span["links"])
+    # Its retry, once the breaker let it through, which links to the attempt before it.
+    (trace_id,) = {span["traceId"] for span in trace.values()}
+    links = until(lambda: links_of_retries(spans_of(stack, trace_id)), lambda found: attempt["spanId"] in found)
+    assert attempt["spanId"] in links
+    assert set(links.values()) == {"previous_attempt"}
+
+
+def links_of_retries(trace: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the attempts of a trace link to, and as what."""
+    attempts = [span for span in trace.values() if span["name"] == "process orders.*"]
+    return {link["spanId"]: attributes(link)["glassbus.link"] for one in attempts for link in one.get("links", [])}
