@@ -92,7 +92,7 @@ def test_a_runbook_is_a_page_and_no_other_file_is(
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("A" * 5000, id="5,000"), "A" * 100, "glassbusdown", "\u0661", "%00", "GlassbusDown%0a"]
+    "name", [pytest.param("A" * 5000, id="5,000"), "A" * 100, "watchdog", "\u0661", "%00", "GlassbusDown%0a"]
 )
 def test_a_runbook_that_does_not_ship_is_404_and_logs_nothing(
     server: Server, name: str, caplog: pytest.LogCaptureFixture

@@ -180,7 +180,10 @@ def test_a_client_that_sends_nothing_or_a_byte_at_a_time_is_dropped(monkeypatch:
 def test_more_clients_than_it_has_room_for_are_turned_away_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
 
+    entered = threading.Semaphore(0)
+
     def expose(registry: Any, accept: str) -> tuple[str, bytes]:
+        entered.release()
         gate.wait(60)
         return "text/plain", b""
 
@@ -198,6 +201,9 @@ def test_more_clients_than_it_has_room_for_are_turned_away_and_then_served(monke
         while len(answers) < 4 and time.monotonic() < until:
             time.sleep(0.01)
         turned_away = answers[:]
+        assert all(entered.acquire(timeout=30) for _ in range(server.CLIENTS_MAX))
+        monkeypatch.setattr(server, "UNHEARD_MAX_S", 0.0)
+        assert get(running, "/healthz")[0] == 503  # who was heard, and is being answered, makes no way
         gate.set()
         for client in clients:
             client.join()
