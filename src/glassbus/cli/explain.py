@@ -207,6 +207,8 @@ def _asked(source: _Source, look: Callable[[Any], Awaitable[Result]], troubles: 
         if store.scheme == "sqlite":
             return asyncio.run(_in_file(Path(store.path[1:]), look))
         return asyncio.run(_on_bus(source.url, look))
+    except UnicodeEncodeError:  # the id is no text (half of a surrogate pair): no store can hold it
+        return None
     except (GlassbusError, OSError) as error:
         troubles.append(f"the store could not be asked: {safe_text(error, 300)}")
         return None
@@ -222,6 +224,8 @@ def _spooled(source: _Source, message_id: str, troubles: list[str]) -> Whereabou
     for path in spooled_files(source.journal):
         try:
             found.append((f"spool:{path.stem}:", asyncio.run(_in_file(path, lambda store: store.locate(message_id)))))
+        except UnicodeEncodeError:  # the id is no text: no spool can hold it either
+            continue
         except (GlassbusError, OSError) as error:
             troubles.append(f"the spool {path.name} could not be read: {safe_text(error, 300)}")
     return together(found)
