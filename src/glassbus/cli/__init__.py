@@ -33,6 +33,11 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ),
     ("explain", "glassbus.cli.explain", "the story of one message: what happened to it, why, and where it is"),
     ("dlq", "glassbus.cli.dlq", "list, show, replay and discard dead letters"),
+    (
+        "drill",
+        "glassbus.cli.drill",
+        "make alerts fire on real servers, and see them reach somebody and resolve",
+    ),
     ("export", "glassbus.cli.export", "write out what ships: dashboards, alerts, the collector, the whole stack"),
     ("escalations", "glassbus.cli.escalations", "what somebody must know of: list, acknowledge, resolve"),
 )

@@ -221,11 +221,11 @@ def _spooled(source: _Source, message_id: str, troubles: list[str]) -> Whereabou
     from glassbus.transport.spoolfile import spooled_files  # which needs the database engine
 
     found = []
+    if any("\ud800" <= character <= "\udfff" for character in message_id):
+        return None  # no text: no spool can hold it
     for path in spooled_files(source.journal):
         try:
             found.append((f"spool:{path.stem}:", asyncio.run(_in_file(path, lambda store: store.locate(message_id)))))
-        except UnicodeEncodeError:  # the id is no text: no spool can hold it either
-            continue
         except (GlassbusError, OSError) as error:
             troubles.append(f"the spool {path.name} could not be read: {safe_text(error, 300)}")
     return together(found)

@@ -128,11 +128,11 @@ class Collecting(Outside):
         self._sending: asyncio.Task[None] | None = None
 
     def keep_sending(self, send: Callable[[], None], every_s: float) -> None:
-        """Send again and again, until `stop_sending`. What is refused is what some of these drills are about."""
+        """Send again and again, until `stop_sending`."""
 
         async def repeat() -> None:
             while True:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # being refused is what the drill is about
                     await asyncio.to_thread(send)
                 await asyncio.sleep(every_s)
 
@@ -157,7 +157,7 @@ class BackendGone(Collecting):
 
     async def heal(self) -> None:
         await self.stop_sending()
-        await asyncio.to_thread(self.backend.start)
+        await self.backend.started()
 
 
 class TooManyTraces(Collecting):
@@ -186,7 +186,7 @@ class QueueFills(Collecting):
             await asyncio.to_thread(self.collector.send, 500, spans=10, kept=True)
 
     async def heal(self) -> None:
-        await asyncio.to_thread(self.backend.start)
+        await self.backend.started()
 
 
 class OutOfMemory(Collecting):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,18 +16,20 @@ if TYPE_CHECKING:
     from glassbus.drill.world import World
 
 
-class Outside:
+class Outside(abc.ABC):
     """A fault outside of the buses. Made before anything runs: it may add servers and targets to the world."""
 
     def __init__(self, world: World, play: Play) -> None:
         self.world = world
         self.play = play
 
+    @abc.abstractmethod
     async def strike(self) -> None:
-        raise NotImplementedError
+        """Make it happen."""
 
+    @abc.abstractmethod
     async def heal(self) -> None:
-        raise NotImplementedError
+        """Undo it."""
 
 
 class ProcessKilled(Outside):
@@ -113,7 +116,7 @@ class AlertmanagerKilled(AnotherAlertmanager):
         self.server.kill()
 
     async def heal(self) -> None:
-        await asyncio.to_thread(self.server.start)
+        await self.server.started()
 
 
 class ReceiverRefuses(AnotherAlertmanager):

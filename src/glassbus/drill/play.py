@@ -22,9 +22,9 @@ class Play(msgspec.Struct, frozen=True, kw_only=True):
     goes wrong, for people. `scene` befalls a bus, in the process `site`; `outside` befalls a process as a whole,
     or the servers that watch. By which labels an alert is known to be of this play say `marks` (one of them is
     enough; default: the label `bus` is the play's name). `own_rule` is a recording rule of the user's own that is
-    evaluated besides. `last`: it blinds everything, so it is played when all the others are over. `inverted`: it fires
-    always, and must be missed when it does not. `heavy`: its fault takes much of a processor, so that they are made
-    one after the other. `needs`: servers besides Prometheus and Alertmanager.
+    evaluated besides. `last`: it blinds everything, so it is played on servers of its own, after the others like it.
+    `inverted`: it fires always, and must be missed when it does not. `heavy`: to make its fault takes much of a
+    processor, so those are made one after the other. `needs`: servers besides Prometheus and Alertmanager.
     """
 
     name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,25 @@ def rules_of(groups: list[dict[str, Any]]) -> dict[str, Rule]:
             summary=str(rule.get("annotations", {}).get("summary", "")),
         )
     return found
+
+
+def without(groups: list[dict[str, Any]], ids: Collection[str]) -> list[dict[str, Any]]:
+    """The groups without these alert rules, and without the recording rules that then nothing rests on."""
+    found = rules_of(groups)
+    gone = {(found[one].alert, *sorted(found[one].labels.items())) for one in ids}
+    made = copy.deepcopy(groups)
+    for group in made:
+        group["rules"] = [
+            rule
+            for rule in group["rules"]
+            if "alert" not in rule or (rule["alert"], *sorted(rule.get("labels", {}).items())) not in gone
+        ]
+    recorded = {str(rule["record"]): str(rule["expr"]) for group in made for rule in group["rules"] if "record" in rule}
+    alerting = [str(rule["expr"]) for group in made for rule in group["rules"] if "alert" in rule]
+    read = {token.text for alert in alerting for one in _with_recorded(alert, recorded) for token in tokens(one)}
+    for group in made:
+        group["rules"] = [rule for rule in group["rules"] if "alert" in rule or rule["record"] in read]
+    return made
 
 
 def _seconds(rule: dict[str, Any], key: str) -> float:

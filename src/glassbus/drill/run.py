@@ -24,7 +24,7 @@ Verdict = Literal["waiting", "playing", "passed", "failed"]
 
 #: Beyond what the rule itself takes, what each step may take on a machine that is busy with other things, in seconds.
 PATIENCE_S = 45.0
-#: What failed for want of scrapes is played again at half the speed, so often at most in all.
+#: What failed for want of scrapes is played again, at half the speed where that can be, so often at most in all.
 _TRIES = 3
 _SERVERS = ("prometheus", "alertmanager")
 
@@ -83,28 +83,37 @@ class Drills:
         }
 
     async def run(self, changed: Callable[[], None] = lambda: None) -> list[Outcome]:
-        """Play all of them, those that blind everything at the end. `changed` is called at each step.
+        """Play all of them. `changed` is called at each step.
 
         Raises ServerFailed when the servers do not start or end by themselves.
         """
         self._changed = changed
-        plays, pace, tries = self._plays, self._pace, 0
+        # What blinds everything is played in a world of its own, and does not wait for the others.
+        companies = [play for play in self._plays if not play.last], [play for play in self._plays if play.last]
+        runs = [self._company(plays, f"{n}") for n, plays in enumerate(companies, 1) if plays]
+        async with asyncio.TaskGroup() as group:
+            for one in runs:
+                group.create_task(one)
+        return list(self.outcomes.values())
+
+    async def _company(self, plays: list[Play], name: str) -> None:
+        """Play these in one world, and what failed for want of scrapes again in another."""
+        pace, tries = self._pace, 0
         for number in itertools.count(1):
-            place = self._place / f"round-{number}"
+            place = self._place / f"{name}.{number}"
             place.mkdir()
             async with World(plays, self._groups, self._routing, pace, place) as world:
                 if pace.can_slow and not await world.keeps_up():
                     pace = pace.slower()
                     continue
                 plays, tries = await self._round(world, plays), tries + 1
-            if not plays or tries == _TRIES or not pace.can_slow:
-                break
-            pace = pace.slower()
+            if not plays or tries == _TRIES:
+                return
+            pace = pace.slower() if pace.can_slow else pace
             for play in plays:
                 for one in self._mine(play):
                     blank = Outcome(alert=one, severity=self._rules[one].severity, fault=play.fault)
                     self.outcomes[one] = blank
-        return list(self.outcomes.values())
 
     async def _round(self, world: World, plays: list[Play]) -> list[Play]:
         """Play these once; those of them that failed while scrapes were lost, and so have told nothing."""
@@ -174,9 +183,9 @@ class _Course:
         async with self._turn if self._play.heavy else contextlib.nullcontext():
             struck_at = time.monotonic()
             await self._do("strike")
-            await asyncio.gather(*(self._fires(one, struck_at) for one in self._rules))
-            healed_at = time.monotonic()
-            await self._do("heal")
+        await asyncio.gather(*(self._fires(one, struck_at) for one in self._rules))
+        healed_at = time.monotonic()
+        await self._do("heal")
         await asyncio.gather(*(self._resolves(one, healed_at) for one in self._rules))
         if self._play.heavy:
             await self._do("stop")
@@ -209,9 +218,11 @@ class _Course:
             self.fail(alert, f"it fired, and nobody was told within {PATIENCE_S:g} s: {why}")
             return
         notices = self._told(alert, "firing", struck_at)
+        reached_s = notices[0].at - struck_at
         self._set(
             alert,
-            reached_s=notices[0].at - struck_at,
+            fired_s=min(reached_s, self._outcomes[alert].fired_s or reached_s),  # seen at the next look only
+            reached_s=reached_s,
             receivers=tuple(dict.fromkeys(notice.receiver for notice in notices)),
         )
 
@@ -227,7 +238,8 @@ class _Course:
         if not await self._world.until(lambda: bool(self._told(alert, "resolved", healed_at)), PATIENCE_S):
             self.fail(alert, f"it resolved, and nobody was told within {PATIENCE_S:g} s")
             return
-        self._set(alert, told_s=self._told(alert, "resolved", healed_at)[0].at - healed_at)
+        told_s = self._told(alert, "resolved", healed_at)[0].at - healed_at
+        self._set(alert, resolved_s=min(told_s, self._outcomes[alert].resolved_s or told_s), told_s=told_s)
 
     # An alert that fires always, and must be missed when it does not
 
@@ -243,8 +255,9 @@ class _Course:
         struck_at = time.monotonic()
         await self._do("strike")
         # Missed: nothing for several times as long as what usually lies between two of them.
-        quiet_s = 5 * (self._outcomes[alert].reached_s or 1.0)
-        missed = await self._world.until(lambda: self._quiet_s(alert, struck_at) > quiet_s, PATIENCE_S)
+        came = self._outcomes[alert]
+        quiet_s = 2 * ((came.reached_s or 0.0) - (came.fired_s or 0.0)) + 1.0
+        missed = await self._world.until(lambda: self._quiet_s(alert, struck_at) > quiet_s, PATIENCE_S + 2 * quiet_s)
         healed_at = time.monotonic()
         await self._do("heal")
         if not missed:

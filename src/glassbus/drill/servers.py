@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -119,16 +120,27 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Returns when it is ready. Raises ServerFailed."""
+        """Returns when it is ready. Raises ServerFailed. Where a loop runs, await `started` instead."""
         self.begin()
         until = time.monotonic() + READY_S
         while not self.answers():
-            self.check()
-            if time.monotonic() > until:
-                self.kill()
-                raise ServerFailed(f"{self.name} was not ready within {READY_S:g} s; its log ends: {self.log_end()}")
+            self._still_coming(until)
             time.sleep(_LOOK_S)
         return self
+
+    async def started(self) -> None:
+        """As `start`, for a loop, which may cancel it; then `kill` it."""
+        self.begin()
+        until = time.monotonic() + READY_S
+        while not await asyncio.to_thread(self.answers):
+            self._still_coming(until)
+            await asyncio.sleep(_LOOK_S)
+
+    def _still_coming(self, until: float) -> None:
+        self.check()
+        if time.monotonic() > until:
+            self.kill()
+            raise ServerFailed(f"{self.name} was not ready within {READY_S:g} s; its log ends: {self.log_end()}")
 
     def begin(self) -> None:
         """Start the process, and do not wait until it is ready. Raises ServerFailed."""

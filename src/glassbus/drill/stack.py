@@ -124,6 +124,7 @@ class Stack:
             ],
             f"http://{prometheus_at}/-/ready",
             place,
+            environment={"GOGC": "400"},  # memory is to be had, the processor is wanted by all
         )
 
     def _prometheus(self, targets: list[Target], alertmanagers: list[str]) -> dict[str, Any]:
@@ -142,9 +143,10 @@ class Stack:
             "scrape_configs": [{"job_name": job, "static_configs": static} for job, static in jobs.items()],
         }
 
-    def start(self) -> None:
-        self.alertmanager.start()
-        self.prometheus.start()
+    async def start(self) -> None:
+        """Raises ServerFailed."""
+        await self.alertmanager.started()
+        await self.prometheus.started()
 
     def close(self) -> None:
         """Kill both. Idempotent."""

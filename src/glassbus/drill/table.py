@@ -342,7 +342,7 @@ _ALL = (
     ),
     Play(
         name="costly",
-        fault="the exporter of spans takes 100 ms of processor for each batch",
+        fault="the exporter of spans takes 30 ms of processor for each batch",
         alerts=("GlassbusTelemetryCostly",),
         scene=telemetry.Costly,
         site="costly",

@@ -190,9 +190,9 @@ class World:
     async def __aenter__(self) -> World:
         try:
             starts: list[Awaitable[object]] = [
-                asyncio.to_thread(self.stack.start),
+                self.stack.start(),
                 *(site.start() for site in self.sites),
-                *(asyncio.to_thread(server.start) for server in self.servers),
+                *(server.started() for server in self.servers),
             ]
             for done in await asyncio.gather(*starts, return_exceptions=True):
                 if isinstance(done, BaseException):

@@ -331,14 +331,14 @@ def _age(now: float, since: float) -> float:
 
 
 def _read_bus(scrape: Scrape, bus: str, scraped: Scraped, source: Source) -> None:
+    # First of all, for an alert takes a bus without it to be gone, whatever else of it cannot be read.
+    scrape.add("build_info", (bus, scraped.version, platform.python_version(), source.transport), 1)
     scrape.one_hot("health_status", (bus,), catalogue.HEALTH_STATES, source.health().status)
     scrape.add("journal_dropped_total", (bus,), source.journal_dropped())
     scrape.add("error_memory_bytes", (bus,), source.error_memory_bytes())
     still_open = source.escalations_open()
     for severity in catalogue.SEVERITIES:
         scrape.add("escalations_open", (bus, severity), still_open.get(severity, 0))
-    build = (bus, scraped.version, platform.python_version(), source.transport)
-    scrape.add("build_info", build, 1)
     for observer, failures in source.observer_failures().items():
         scrape.add("observer_failures_total", (bus, observer), failures)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from glassbus.bus import MessageBus
 from glassbus.config import Overflow
 from glassbus.drill.scenes.base import SUBSCRIPTION, Scene, given
 from glassbus.drill.scenes.handlers import NEVER, ONCE
+from glassbus.errors import QueueFull
 from glassbus.faults.clock import JumpingClock
 from glassbus.faults.injection import inject
 from glassbus.faults.kinds import ClockJump, Raise, Refuse
@@ -92,9 +95,14 @@ class Overflowing(NearlyFull):
     """A paused subscription's queue is full, and what is published is refused."""
 
     rate = 5.0
-    filled = 10
     bus_options = given(capacity=10, publish_timeout=0.01)
     subscription = given(overflow=Overflow(expand=1.0))
+
+    async def strike(self) -> None:
+        await self.bus.pause(SUBSCRIPTION)
+        with contextlib.suppress(QueueFull):  # as it must
+            while True:
+                await self.publish()
 
 
 class SomeRefused(Scene):

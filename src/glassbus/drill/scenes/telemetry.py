@@ -129,14 +129,14 @@ class Flood(Exported):
 
 
 class Costly(Exported):
-    """The exporter of spans takes 100 ms of processor for each batch, every half a second."""
+    """The exporter of spans takes 30 ms of processor for each batch."""
 
     failing = 0
 
     async def strike(self) -> None:
         def slow(export: Callable[..., Any]) -> Callable[..., Any]:
             def burning(*spans: Any) -> Any:
-                until = time.thread_time() + 0.1
+                until = time.thread_time() + 0.03
                 while time.thread_time() < until:
                     sum(range(1000))
                 return export(*spans)
