@@ -167,7 +167,6 @@ class World:
             self._undo.close()
             raise
         self._looking: asyncio.Task[None] | None = None
-        self._looked = asyncio.Condition()
         self._trouble: BaseException | None = None
 
     def _make_sites(self) -> list[Site]:
@@ -238,23 +237,22 @@ class World:
                 try:
                     self.active = await asyncio.to_thread(self.stack.active)
                     answered = time.monotonic()
-                except OSError as error:
+                except (OSError, LookupError, TypeError) as error:  # no answer, or none that can be read
                     if time.monotonic() - answered > _DEAF_S:
-                        self._trouble = ServerFailed(f"Prometheus does not answer: {error}")
-            async with self._looked:
-                self._looked.notify_all()
+                        self._trouble = ServerFailed(f"Prometheus does not answer: {error!r}")
+            else:
+                answered = time.monotonic()
             await asyncio.sleep(_LOOK_S)
 
     async def until(self, holds: Callable[[], bool], within_s: float) -> bool:
-        """Wait until `holds`, looking each time that Prometheus was asked; whether it did within so many seconds."""
+        """Wait until `holds`; whether it did within so many seconds. Raises ServerFailed."""
         end = time.monotonic() + within_s
-        async with self._looked:
-            while not holds():
-                if self._trouble is not None:
-                    raise self._trouble
-                if time.monotonic() > end:
-                    return False
-                await self._looked.wait()
+        while not holds():
+            if self._trouble is not None:
+                raise self._trouble
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(_LOOK_S)
         return True
 
     async def keeps_up(self) -> bool:
@@ -264,7 +262,10 @@ class World:
         window = f"[{round(8 * interval_s * 1000)}ms]"
         slow = f"max(max_over_time(scrape_duration_seconds{window})) > {_SPARE * interval_s:g}"
         lost = f"min(min_over_time(up{window})) == 0"
-        return not await asyncio.to_thread(self.stack.value, f"{slow} or {lost}")
+        try:
+            return not await asyncio.to_thread(self.stack.value, f"{slow} or {lost}")
+        except OSError:  # it does not even answer
+            return False
 
     async def lost_scrapes(self, within_s: float) -> int:
         """How many were lost, of what was not killed on purpose, within the last so many seconds."""
