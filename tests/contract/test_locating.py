@@ -121,3 +121,15 @@ def test_ids_are_found_by_how_they_begin(store: Store) -> None:
         assert await like("none") == []
 
     store.run(scenario)
+
+
+def test_what_is_no_text_is_nowhere(store: Store) -> None:
+    async def scenario(desk: Desk) -> None:
+        await desk.declare()
+        await desk.publish(desk.envelope(id="m-1"))
+        assert isinstance(desk.transport, Locates)
+        for lone in ("\udcff", "m-1\udcff"):
+            assert await desk.transport.locate(lone) is None
+            assert await desk.transport.ids_like(lone, 10) == []
+
+    store.run(scenario)

@@ -142,11 +142,10 @@ def test_an_id_that_nobody_knows_says_why_that_may_be(glassbus: Command, tmp_pat
 
 def test_an_id_that_is_no_text_is_one_that_nobody_knows(glassbus: Command, tmp_path: Path) -> None:
     """The shell gives bytes that are no UTF-8; Python makes halves of surrogate pairs of them."""
-    make_store(tmp_path / "orders.db", failing("declined"))
-    assert (
-        glassbus("explain", "--state-dir", tmp_path / "orders.db.state", "--", os.fsdecode(b"\xff\xfe\xfd\xfcab")) == 1
-    )
-    assert r"nothing is known of a message \udcff\udcfe\udcfd\udcfcab in" in glassbus.err
+    url = make_store(tmp_path / "orders.db", failing("declined"))
+    for where in (("--state-dir", tmp_path / "orders.db.state"), ("--url", url)):
+        assert glassbus("explain", *where, "--", os.fsdecode(b"\xff\xfe\xfd\xfcab")) == 1
+        assert r"nothing is known of a message \udcff\udcfe\udcfd\udcfcab in" in glassbus.err
 
 
 def test_what_a_journal_holds_reaches_no_terminal_and_no_shell_as_it_is() -> None:

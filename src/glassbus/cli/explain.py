@@ -207,8 +207,6 @@ def _asked(source: _Source, look: Callable[[Any], Awaitable[Result]], troubles: 
         if store.scheme == "sqlite":
             return asyncio.run(_in_file(Path(store.path[1:]), look))
         return asyncio.run(_on_bus(source.url, look))
-    except UnicodeEncodeError:  # the id is no text (half of a surrogate pair): no store can hold it
-        return None
     except (GlassbusError, OSError) as error:
         troubles.append(f"the store could not be asked: {safe_text(error, 300)}")
         return None
@@ -221,8 +219,6 @@ def _spooled(source: _Source, message_id: str, troubles: list[str]) -> Whereabou
     from glassbus.transport.spoolfile import spooled_files  # which needs the database engine
 
     found = []
-    if any("\ud800" <= character <= "\udfff" for character in message_id):
-        return None  # no text: no spool can hold it
     for path in spooled_files(source.journal):
         try:
             found.append((f"spool:{path.stem}:", asyncio.run(_in_file(path, lambda store: store.locate(message_id)))))

@@ -43,7 +43,7 @@ class Now(msgspec.Struct, frozen=True):
 
 def locate(connection: Any, message_id: str, now: Now) -> Whereabouts | None:
     """Where `message_id` is; None when the store holds nothing of it, and does not remember its id."""
-    found = select(connection, _MESSAGE, (message_id,))
+    found = select(connection, _MESSAGE, (message_id,)) if _is_text(message_id) else []
     if not found:
         return None
     seq, topic, published_at, fanout, routed, priority, key = found[0]
@@ -90,4 +90,11 @@ def _located(row: tuple[Any, ...], now: Now, here: bool) -> Located:
 
 def ids_like(connection: Any, beginning: str, limit: int) -> list[str]:
     """Ids of messages in the store that begin so, at most `limit`, sorted."""
+    if not _is_text(beginning):
+        return []
     return [row[0] for row in select(connection, _LIKE, (beginning, f"{beginning}\U0010ffff", limit))]
+
+
+def _is_text(wanted: str) -> bool:
+    """Whether it can be asked for: halves of surrogate pairs, how Python reads bytes that are no UTF-8, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in wanted)
