@@ -9,24 +9,17 @@ import hashlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests import server_kit
+from tests.server_kit import free_port
 
 
 def need_server() -> str:
     """The nats-server to test with; see `server_kit.need`."""
     return server_kit.need("nats-server")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server(server_kit.Server):
@@ -40,7 +33,7 @@ class Server(server_kit.Server):
         self._config = self.place / "server.conf"
         self.configure(config)
         ready = f"http://127.0.0.1:{self.monitor}/healthz?js-enabled-only=true"
-        super().__init__([need_server(), "-c", str(self._config)], ready, self.place, {})
+        super().__init__([need_server(), "-c", str(self._config)], ready, self.place)
 
     def configure(self, config: str) -> None:
         """Write the configuration; `start` or `reload` makes it work."""
@@ -55,6 +48,7 @@ class Server(server_kit.Server):
 
     def reload(self) -> None:
         """Have it read its configuration again."""
+        assert self.pid is not None
         os.kill(self.pid, signal.SIGHUP)
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from tests.alerts.rulebook import ALERTS, NAMES, RULES, read
-from tests.nats_kit import free_port
-from tests.server_kit import READY_S, Server, fetch, need, running
+from tests.server_kit import READY_S, Server, fetch, free_port, need, running
 
 CONFIG = ALERTS / "alertmanager.yml"
 #: What the bus pushes by itself; docs/escalation.md.
@@ -185,7 +184,7 @@ def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--web.listen-address={url.removeprefix('http://')}",
         "--cluster.listen-address=",
     ]
-    with running(Server(command, f"{url}/-/ready", place, {})):
+    with running(Server(command, f"{url}/-/ready", place)):
         yield url
 
 

@@ -43,7 +43,7 @@ from glassbus.transport.factory import make_transport
 from glassbus.transport.nats import sweeping, view
 from glassbus.transport.nats.connection import Link
 from glassbus.transport.nats.transport import LEASE_S
-from tests import nats_kit
+from tests import nats_kit, server_kit
 from tests.patient import Patient
 
 #: Seconds within which what must come has come, however busy the machine is.
@@ -944,7 +944,7 @@ def test_a_connection_that_nobody_reads_is_closed_all_the_same() -> None:
 def test_nobody_there_is_told_as_unreachable() -> None:
     async def scenario() -> None:
         with pytest.raises(EndpointUnreachable, match=r"nats://127\.0\.0\.1"):
-            await transport(f"nats://127.0.0.1:{nats_kit.free_port()}/x").open(Ears())
+            await transport(f"nats://127.0.0.1:{server_kit.free_port()}/x").open(Ears())
 
     asyncio.run(scenario())
 

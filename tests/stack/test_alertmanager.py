@@ -15,8 +15,7 @@ import pytest
 
 from glassbus import Alertmanager, Escalation, Message, MessageBus, Retry
 from glassbus.recovery import channels
-from tests.nats_kit import free_port
-from tests.server_kit import Server, fetch, need
+from tests.server_kit import Server, fetch, free_port, need
 
 SOON_S = 60.0
 
@@ -89,7 +88,6 @@ class Live:
             ],
             f"{self.url}/-/ready",
             self._place,
-            {},
         ).start()
 
     def stop(self) -> None:

@@ -21,9 +21,8 @@ from local_stack import SERVERS, Stack
 
 from dashboards.build import BOARDS
 from dashboards.promql import EXEMPLIFIED, FOREIGN
-from glassbus.drill.servers import Server
 from tests import nats_kit
-from tests.server_kit import fetch, need, running
+from tests.server_kit import Server, fetch, free_port, need, running
 from tests.stack_kit import spans_of, until
 
 #: Seconds within which every panel must show data: several times what it takes where nothing else runs.
@@ -115,7 +114,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         need(server)
     place = tmp_path_factory.mktemp("panels")
     made = Stack(place, tuned={"GLASSBUS_DECISION_WAIT": "1s", "GLASSBUS_SPANMETRICS_FLUSH": "1s"}, every="1s")
-    made.at["second"] = f"127.0.0.1:{nats_kit.free_port()}"
+    made.at["second"] = f"127.0.0.1:{free_port()}"
     first = f'["{made.at["demo:9464"]}"]'
     configuration = place / "prometheus.yml"
     text = configuration.read_text("utf-8")

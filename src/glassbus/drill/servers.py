@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from glassbus.errors import GlassbusError
 
@@ -51,7 +51,7 @@ def find_server(name: str) -> str:
         if found is not None:
             return found
     raise ServerMissing(
-        f"{name} is not installed: a drill runs the real one. Put its binary on PATH or in the folder that "
+        f"{name} is not installed, and the real one is needed. Put its binary on PATH or in the folder that "
         f"${SERVERS_VARIABLE} names ({_WHERE.get(name, 'its project has releases')}); in a checkout, "
         f"`sh scripts/servers.sh {_BUILT_WITH.get(name, name)}` builds it"
     )
@@ -221,8 +221,11 @@ class Server:
             self._process.send_signal(number)
 
 
+Started = TypeVar("Started", bound=Server)
+
+
 @contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
+def serving(server: Started) -> Iterator[Started]:
     """`server` for as long as the block lasts."""
     try:
         yield server.start()
